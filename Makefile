@@ -1,0 +1,82 @@
+# `make demo` and `make test` do all the set-up themselves; a second call starts at once.
+# Needs Python 3.11 or newer, cmake and a C++ compiler (TextWorld's planner is built from source).
+
+PYTHON      ?= python3.11
+VENV        := .venv
+BIN         := $(VENV)/bin
+STAMP       := $(VENV)/.installed
+TORCH       := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+DEMO_ARGS   ?=
+PYTEST_ARGS ?=
+BENCH_ARGS  ?=
+LOGDIR      ?= runs
+
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint types format bench tensorboard clean
+
+help:
+	@echo "make demo         train AgentPRM from nothing and print the table (DEMO_ARGS=...)"
+	@echo "make test         the tests that take seconds (PYTEST_ARGS=...)"
+	@echo "make test-slow    all tests"
+	@echo "make lint         ruff: style and formatting"
+	@echo "make types        mypy"
+	@echo "make format       let ruff rewrite the files"
+	@echo "make bench        list the benchmarks; make bench NAME=<one> BENCH_ARGS=--quick runs it"
+	@echo "make tensorboard  show the curves under $(LOGDIR)/ (LOGDIR=...)"
+	@echo "make install      only create $(VENV) and install"
+	@echo "make clean        remove $(VENV) and caches"
+
+install: $(STAMP)
+
+# torch goes first, so that its download is visible as what it is and the rest resolves around it.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "make: $(PYTHON) not found. Install Python 3.11 or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: expected Python 3.11 or newer, $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: PYTHON=..." >&2; exit 1; }
+	@command -v cmake >/dev/null || { \
+	  echo "make: cmake not found; TextWorld's planner is built with it. Install it, for example: apt-get install cmake" >&2; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
+	  echo "make: no C++ compiler found; TextWorld's planner is built with it. Install one, for example: apt-get install g++" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade pip
+	$(BIN)/python -m pip install "$(TORCH)" -c constraints.txt
+	$(BIN)/python -m pip install -e ".[dev]" -c constraints.txt
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/agentprm demo $(DEMO_ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+ifdef NAME
+	$(BIN)/python -m benchmarks.$(NAME) $(BENCH_ARGS)
+else
+	@echo "Run one with: make bench NAME=<name> [BENCH_ARGS=--quick], or $(BIN)/python -m benchmarks.<name> --help"
+	@for f in $$(ls benchmarks/*.py 2>/dev/null); do \
+	  n=$$(basename $$f .py); case $$n in _*) ;; *) echo "  $$n";; esac; done
+endif
+
+tensorboard: $(STAMP)
+	$(BIN)/tensorboard --logdir $(LOGDIR)
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
