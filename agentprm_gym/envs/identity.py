@@ -1,0 +1,114 @@
+"""A toy that every policy and algorithm can be tested on to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agentprm_gym.engines.base import Frame
+from agentprm_gym.envs.base import GameCard, TextGameEnv
+
+# Words of the household games, so that a policy made for those has them in its vocabulary.
+DEFAULT_WORDS = ("apple", "bowl", "bread", "candle", "egg", "knife", "mug", "potato")
+
+
+class TextIdentityEnv(TextGameEnv):
+    """Say the word that you see.
+
+    | item        | value                                                                       |
+    |-------------|-----------------------------------------------------------------------------|
+    | observation | as in ALFWorld-v0: ``task``, ``feedback`` (holds the word),                 |
+    |             | ``admissible_commands`` (all words, one a line, sorted)                     |
+    | action      | UnicodeText, any string; read as in ALFWorld-v0                             |
+    | reward      | ``1 / n_turns`` for the right word, else 0.0: an episode's best sum is 1.0  |
+    | terminated  | after ``n_turns`` turns                                                     |
+    | truncated   | never here                                                                  |
+    | info        | as in ALFWorld-v0; won and is_success: every word so far was right, and     |
+    |             | all turns are done                                                          |
+    | games       | one for each word that an episode can begin with; later words follow in     |
+    |             | the order of the list                                                       |
+
+    Args:
+        words: The words; at least two different ones.
+        n_turns: Turns in an episode.
+        render_mode: None, ``"ansi"`` or ``"human"``.
+
+    Raises:
+        ValueError: Fewer than two different words, a word with white space, or no turn.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str] = DEFAULT_WORDS,
+        n_turns: int = 1,
+        render_mode: str | None = None,
+    ) -> None:
+        super().__init__(render_mode)
+        self._words = tuple(words)
+        if len(set(self._words)) < 2 or len(set(self._words)) != len(self._words):
+            raise ValueError(f"words must be two or more different words, got {list(words)!r}")
+        if any(not word or word.split() != [word] for word in self._words):
+            raise ValueError(f"words must hold no white space, got {list(words)!r}")
+        if n_turns < 1:
+            raise ValueError(f"n_turns must be at least 1, got {n_turns}")
+        self._n_turns = n_turns
+        self._commands = tuple(sorted(self._words))
+        self._start_index = 0
+        self._n_said = 0
+        self._n_right = 0
+
+    @property
+    def n_games(self) -> int:
+        """How many words there are to begin with."""
+        return len(self._words)
+
+    def game_index(self, game: int | str) -> int:
+        """Return the index of a game named by index, word or game id.
+
+        Raises:
+            ValueError: There is no such game.
+        """
+        if isinstance(game, str):
+            word = game.removeprefix("echo/")
+            if word in self._words:
+                return self._words.index(word)
+        elif 0 <= game < len(self._words):
+            return int(game)
+        raise ValueError(
+            f"no game {game!r}: expected one of {', '.join(self._words)}, or an index below "
+            f"{len(self._words)}"
+        )
+
+    def subgoals(self) -> tuple[int, int]:
+        """Return how many words were said right so far, and how many there are to say."""
+        self._require_card()
+        return self._n_right, self._n_turns
+
+    def _load(self, index: int) -> tuple[GameCard, Frame]:
+        self._start_index, self._n_said, self._n_right = index, 0, 0
+        word = self._words[index]
+        card = GameCard(
+            index, f"echo/{word}", "train", "text_identity", "say the word that you see.", "toy"
+        )
+        return card, self._view()
+
+    def _apply(self, command: str) -> tuple[Frame, float, bool]:
+        right = command == self._word()
+        self._n_said += 1
+        self._n_right += right
+        return self._view(), right / self._n_turns, self._n_said == self._n_turns
+
+    def _save(self) -> object:
+        return self._start_index, self._n_said, self._n_right
+
+    def _restore(self, state: object) -> None:
+        assert isinstance(state, tuple)
+        self._start_index, self._n_said, self._n_right = state
+
+    def _word(self) -> str:
+        return self._words[(self._start_index + self._n_said) % len(self._words)]
+
+    def _view(self) -> Frame:
+        if self._n_said == self._n_turns:
+            won = self._n_right == self._n_turns
+            return Frame("That was it." if won else "That was not it.", self._commands, won)
+        return Frame(f"You see {self._word()}.", self._commands, False)

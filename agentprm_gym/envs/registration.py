@@ -1,0 +1,31 @@
+"""The ids of the package, as one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+# id: (entry point, step limit, default kwargs). Entry points are names, so nothing is imported
+# before the first `gym.make`; kwargs are JSON, so that a spec can be written down.
+_IDS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "ALFWorld-v0": ("agentprm_gym.envs.alfworld:ALFWorldEnv", 30, {"split": "train"}),
+    "ALFWorldPRM-v0": (
+        "agentprm_gym.wrappers.prm_env:ALFWorldPRMEnv",
+        30,
+        {"split": "train", "reward": "progress"},
+    ),
+    "TextIdentity-v0": ("agentprm_gym.envs.identity:TextIdentityEnv", 30, {}),
+}
+
+
+def register_envs() -> None:
+    """Register the ids with Gymnasium; those that are there already are left alone."""
+    for env_id, (entry_point, max_episode_steps, kwargs) in _IDS.items():
+        if env_id not in gym.registry:
+            gym.register(
+                id=env_id,
+                entry_point=entry_point,
+                max_episode_steps=max_episode_steps,
+                kwargs=dict(kwargs),
+            )

@@ -1,0 +1,75 @@
+"""Process rewards that follow a rule instead of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentprm_gym.rewards.base import ScoredTurn
+
+
+class OutcomeReward:
+    """No process reward: zero for every turn, so that only the environment's outcome remains."""
+
+    name = "outcome"
+    privileged = False
+
+    def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:
+        """Return zeros, shape ``(len(turns),)``."""
+        return np.zeros(len(turns), dtype=np.float64)
+
+
+class ProgressReward:
+    """Potential-based shaping on privileged progress: ``coef * (gamma * phi(s') - phi(s))``.
+
+    ``phi`` is the share of the task's subgoals that are done. Where the game ends, ``phi(s')`` is
+    0, won or not; this is what makes the shaping potential-based in an episodic task. The
+    discounted sum over an episode that ends is then ``-coef * phi(s_0)``, the same whatever the
+    agent did (usually 0): progress is paid in advance and settled on the last turn, and no policy gains or
+    loses against another. An episode that the step limit cuts off has not ended: its sum keeps
+    ``gamma ** T * phi(s_T)``, as it should where an algorithm bootstraps there.
+
+    Args:
+        gamma: The discount of the algorithm that learns from it, for the above to hold exactly.
+            With 1.0, each turn's reward is simply the progress that it made.
+        coef: Weight.
+
+    Raises:
+        ValueError: ``gamma`` is not in [0, 1], or ``coef`` is not finite.
+    """
+
+    name = "progress"
+    privileged = True
+
+    def __init__(self, gamma: float = 1.0, coef: float = 1.0) -> None:
+        if not 0.0 <= gamma <= 1.0:
+            raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
+        if not np.isfinite(coef):
+            raise ValueError(f"coef must be finite, got {coef!r}")
+        self.gamma = gamma
+        self.coef = coef
+
+    def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:
+        """Score each turn by the progress that it made.
+
+        Args:
+            turns: The batch; every turn needs its ``progress``.
+
+        Returns:
+            Shape ``(len(turns),)``.
+
+        Raises:
+            ValueError: A turn comes without ``progress``.
+        """
+        return np.array([self._score(turn) for turn in turns], dtype=np.float64).reshape(len(turns))
+
+    def _score(self, turn: ScoredTurn) -> float:
+        if turn.progress is None:
+            raise ValueError(
+                "the reward 'progress' needs ScoredTurn.progress, the share of subgoals done "
+                "before and after the turn; environments give it with subgoals()"
+            )
+        before, after = turn.progress
+        return self.coef * (self.gamma * (0.0 if turn.terminated else after) - before)

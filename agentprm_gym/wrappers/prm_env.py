@@ -1,0 +1,72 @@
+"""``ALFWorldPRM-v0``: the ALFWorld environment with a process reward built in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentprm_gym.envs.alfworld import ALFWorldEnv
+from agentprm_gym.envs.base import Observation
+from agentprm_gym.rewards import ProcessReward, make_reward
+from agentprm_gym.wrappers.process_reward import add_process_reward, progress
+
+
+class ALFWorldPRMEnv(ALFWorldEnv):
+    """:class:`ALFWorldEnv` whose reward has a process reward added.
+
+    | item        | value                                                                       |
+    |-------------|-----------------------------------------------------------------------------|
+    | reward      | ``info["reward/env"]`` (1.0 on the winning step, else 0.0)                  |
+    |             | + ``info["reward/prm"]`` (the process reward of the turn)                   |
+    | all else    | as in ALFWorld-v0; is_success and won are about the true task               |
+
+    It is a class of its own rather than a wrapper so that ``reward`` is an environment kwarg:
+    ``gym.make("ALFWorldPRM-v0", reward="outcome")``.
+
+    Args:
+        split: As in ALFWorld-v0.
+        games: As in ALFWorld-v0.
+        task_types: As in ALFWorld-v0.
+        engine: As in ALFWorld-v0.
+        on_bad_game: As in ALFWorld-v0.
+        reward: ``"progress"`` (shaping on privileged subgoal progress), ``"outcome"`` (nothing
+            added), a name that was registered, or ``"prm:<path>"`` for a saved PRM.
+        reward_kwargs: Passed on to the process reward, for example ``{"gamma": 0.99}``.
+        render_mode: None, ``"ansi"`` or ``"human"``.
+
+    Raises:
+        ValueError: As in ALFWorld-v0, or the reward is unknown; the message lists the choices.
+        FileNotFoundError: As in ALFWorld-v0, or there is no PRM at the path.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        games: str | os.PathLike[str] = "auto",
+        task_types: Sequence[str] | None = None,
+        engine: str = "native",
+        on_bad_game: str = "raise",
+        reward: str = "progress",
+        reward_kwargs: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        # First: a mistyped reward should not wait for the list of games.
+        self.process_reward: ProcessReward = make_reward(reward, **dict(reward_kwargs or {}))
+        super().__init__(split, games, task_types, engine, on_bad_game, render_mode)
+
+    def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Step as ALFWorld-v0 does and add the process reward.
+
+        Raises:
+            ValueError: The process reward returned a wrong shape or a value that is not finite.
+            TypeError: ``action`` is no string.
+            ResetNeeded: There is no running episode.
+        """
+        running = not self._done
+        before = progress(self) if running and self.process_reward.privileged else None
+        observation, reward, terminated, truncated, info = super().step(action)
+        total, info = add_process_reward(
+            self.process_reward, self, observation, reward, terminated, info, before
+        )
+        return observation, total, terminated, truncated, info
