@@ -27,14 +27,24 @@ from agentprm_gym.games.scenes import alfworld_folder, scene
 HERE = Path(__file__).parent
 ACTIONS = ("Heatable", "Coolable", "Cleanable", "Sliceable", "Toggleable")
 MAX_COUNT = 4
-SMALL = ("CoffeeMachine", "StoveBurner", "Toaster", "SinkBasin", "HandTowelHolder", "TowelHolder", "Safe")
+SMALL = (
+    "CoffeeMachine",
+    "StoveBurner",
+    "Toaster",
+    "SinkBasin",
+    "HandTowelHolder",
+    "TowelHolder",
+    "Safe",
+)
 
 
 def package_tables() -> dict[str, Any]:
     """Read the affordance tables out of alfworld's constants, without importing alfworld."""
     spec = importlib.util.find_spec("alfworld")
     if spec is None:
-        raise FileNotFoundError("expected the package alfworld to be installed: pip install alfworld")
+        raise FileNotFoundError(
+            "expected the package alfworld to be installed: pip install alfworld"
+        )
     constants = runpy.run_path(str(alfworld_folder() / "gen" / "constants.py"))
     sliced = re.compile(r"Sliced$")
     can_contain = {
@@ -114,7 +124,7 @@ def statistics(folder: Path) -> dict[str, Any]:
         for o, places in homes_of.items():
             kind_name = o.split("_bar_")[0]
             # Of several, the smallest is home: the others only contain the same spot.
-            home = min({rtype[r] for r in places}, key=lambda t: (SMALL + (t,)).index(t))
+            home = min({rtype[r] for r in places}, key=lambda t: (*SMALL, t).index(t))
             homes[kind_name][home] += 1
             inside[home] += 1
             for other in (Counter(rtype[r] for r in places) - Counter([home])).elements():
@@ -130,7 +140,8 @@ def statistics(folder: Path) -> dict[str, Any]:
             seen_scenes.add(place.number)
             known = Counter(r.type for r in place.receptacles if r.listed)
             for name in place.receptacle_types:
-                extras[place.kind][name][n_instances[name] - known[name]] += 1
+                key = f"more {name}" if known[name] else name
+                extras[place.kind][key][n_instances[name] - known[name]] += 1
     never = {
         kind: {o: _histogram(c) for o, c in table.items() if set(c) != {0}}
         for kind, table in placed.items()
@@ -146,11 +157,19 @@ def statistics(folder: Path) -> dict[str, Any]:
         },
         # How likely one receptacle of a type is the home of an object, times 10,000.
         "homes": {
-            o: {r: round(1e4 * n / chances[o][r]) for r, n in table.items() if 1e4 * n / chances[o][r] >= 1}
+            o: {
+                r: round(1e4 * n / chances[o][r])
+                for r, n in table.items()
+                if 1e4 * n / chances[o][r] >= 1
+            }
             for o, table in homes.items()
         },
         "also_in": {
-            r: {other: round(n / inside[r], 4) for other, n in table.items() if n / inside[r] >= 0.001}
+            r: {
+                other: round(n / inside[r], 4)
+                for other, n in table.items()
+                if n / inside[r] >= 0.001
+            }
             for r, table in also.items()
         },
         "extra_receptacles": {
@@ -165,7 +184,9 @@ def statistics(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write one of the tables beside this module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("table", choices=["package", "statistics"])
     default = Path(os.environ.get("ALFWORLD_DATA", Path.home() / ".cache" / "alfworld"))
     parser.add_argument("--data", type=Path, default=default / "json_2.1.1")
@@ -175,7 +196,9 @@ def main() -> None:
     else:
         path, table = HERE / "room_statistics.json", statistics(arguments.data)
     text = json.dumps(table, indent=1, sort_keys=True)
-    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text)
+    text = re.sub(
+        r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text
+    )
     path.write_text(text + "\n")
     print(f"{path}: {path.stat().st_size} bytes")
 

@@ -1,16 +1,16 @@
 """Make ALFWorld games from what the alfworld package ships: for whoever has not got the real ones.
 
-A game is a function of (split, index, seed) and of nothing else. Its floor plan, receptacles, domain,
-grammar and affordances are the package's; how many things lie where is drawn from totals counted over
-the real train games (`room_statistics.json`). The goal is chosen first and the room filled around it,
-so that every game can be won, and `walkthrough` says how. textworld is not needed.
+A game is a function of (split, index, seed) and of nothing else. Its floor plan, receptacles,
+domain, grammar and affordances are the package's; how many things lie where is drawn from totals
+counted over the real train games (`room_statistics.json`). The goal is chosen first and the room
+filled around it, so that every game can be won, and `walkthrough` says how. textworld is not needed.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -43,7 +43,7 @@ _TREATMENTS = {
     "pick_heat_then_place_in_recep": ("heat", "heatable", "Microwave"),
     "pick_cool_then_place_in_recep": ("cool", "coolable", "Fridge"),
 }
-# A goal that the real data never asks for in a room of this kind, but which fits, is drawn this often.
+# Goals that the real data never asks for in a room of this kind, but which fit: this share.
 _NOVEL_GOAL_SHARE = 0.15
 
 
@@ -57,12 +57,12 @@ class Goal(NamedTuple):
     scene: int
 
 
-@lru_cache(maxsize=1)
+@cache
 def _tables() -> dict[str, Any]:
     return _read("alfred_tables.json")
 
 
-@lru_cache(maxsize=1)
+@cache
 def _statistics() -> dict[str, Any]:
     return _read("room_statistics.json")
 
@@ -73,7 +73,7 @@ def _read(name: str) -> dict[str, Any]:
 
 
 def split_scenes(split: str) -> tuple[int, ...]:
-    """The floor plans of a split: ALFRED's own division, so `valid_unseen` shares none with `train`.
+    """The floor plans of a split, as ALFRED divides them: `valid_unseen` shares none with `train`.
 
     Raises:
         ValueError: unknown split.
@@ -83,9 +83,9 @@ def split_scenes(split: str) -> tuple[int, ...]:
     return UNSEEN_SCENES if split == "valid_unseen" else SEEN_SCENES
 
 
-@lru_cache(maxsize=None)
+@cache
 def _furniture(number: int) -> tuple[Receptacle, ...]:
-    """The package's receptacles of a floor plan, and those of which it only says that they exist."""
+    """The receptacles of a floor plan, those included of which it only says that they exist."""
     place = scene(number)
     rng = Random(f"furniture {number}")
     extra = _statistics()["extra_receptacles"][place.kind]
@@ -93,10 +93,8 @@ def _furniture(number: int) -> tuple[Receptacle, ...]:
     known = {r.type for r in found}
     spots = [(r.position, r.location) for r in found]
     for kind in place.receptacle_types:
-        histogram = list(extra.get(kind, [0]))
-        if kind not in known:
-            histogram[0] = 0  # the floor plan promises at least one
-        n = _draw(rng, histogram) if any(histogram) else int(kind not in known)
+        # The floor plan promises at least one of each; "more" counts those beside the listed ones.
+        n = _draw(rng, extra.get(f"more {kind}", [1]) if kind in known else extra.get(kind, [0, 1]))
         location = ""
         for _ in range(n):
             (x, y, z), _unused = rng.choice(spots)
@@ -109,7 +107,7 @@ def _furniture(number: int) -> tuple[Receptacle, ...]:
     return tuple(sorted({r.id: r for r in found}.values()))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _homes(number: int, object_type: str) -> tuple[tuple[Receptacle, ...], tuple[int, ...]]:
     """Where in a floor plan an object of this class may lie at first, with weights."""
     rates = _statistics()["homes"].get(object_type, {})
@@ -122,8 +120,10 @@ def _homes(number: int, object_type: str) -> tuple[tuple[Receptacle, ...], tuple
     return tuple(r for r, _ in kept), tuple(w for _, w in kept)
 
 
-@lru_cache(maxsize=None)
-def _possible_goals(number: int, task_type: str) -> tuple[tuple[tuple[str, str], ...], tuple[float, ...]]:
+@cache
+def _possible_goals(
+    number: int, task_type: str
+) -> tuple[tuple[tuple[str, str], ...], tuple[float, ...]]:
     """All (object class, receptacle class) pairs that a floor plan can ask for, with weights."""
     place = scene(number)
     counts = _statistics()["goals"][task_type].get(place.kind, {})
@@ -132,7 +132,9 @@ def _possible_goals(number: int, task_type: str) -> tuple[tuple[tuple[str, str],
     _, affordance, appliance = _TREATMENTS.get(task_type, ("", "", ""))
     objects = [o for o in place.object_types if o in liftable and _homes(number, o)[0]]
     if affordance:
-        objects = [o for o in objects if o in _tables()[affordance]] if appliance in furniture else []
+        objects = (
+            [o for o in objects if o in _tables()[affordance]] if appliance in furniture else []
+        )
     pairs = []
     if task_type == "look_at_obj_in_light":
         if "DeskLamp" in place.object_types and _homes(number, "DeskLamp")[0]:
@@ -149,7 +151,7 @@ def _possible_goals(number: int, task_type: str) -> tuple[tuple[tuple[str, str],
     return tuple(pairs), tuple(w + flat for w in weights)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _scenes_by_kind(split: str, task_type: str) -> tuple[list[list[int]], list[int]]:
     kinds = _statistics()["room_kinds"][task_type]
     groups: dict[str, list[int]] = defaultdict(list)
@@ -176,7 +178,9 @@ def _choose_goal(rng: Random, split: str, index: int, seed: int, task_type: str 
     target, receptacle = rng.choices(pairs, pair_weights)[0]
     place = "None-DeskLamp" if task_type == "look_at_obj_in_light" else f"None-{receptacle}"
     trial = f"trial_G{_SPLIT_LETTERS[split]}{seed}_{index}"
-    return Goal(f"{task_type}-{target}-{place}-{number}/{trial}", task_type, target, receptacle, number)
+    return Goal(
+        f"{task_type}-{target}-{place}-{number}/{trial}", task_type, target, receptacle, number
+    )
 
 
 def _rng(split: str, index: int, seed: int, task_type: str | None) -> Random:
@@ -186,7 +190,9 @@ def _rng(split: str, index: int, seed: int, task_type: str | None) -> Random:
     return Random(f"{GENERATOR_VERSION} {seed} {split} {index} {task_type or ''}")
 
 
-def generated_game_id(split: str, index: int, seed: int = 0, *, task_type: str | None = None) -> str:
+def generated_game_id(
+    split: str, index: int, seed: int = 0, *, task_type: str | None = None
+) -> str:
     """The id that `generate_game` will give, without making the game (some 20 microseconds).
 
     Raises:
@@ -259,7 +265,11 @@ def _fill(rng: Random, goal: Goal) -> tuple[Room, list[Thing], list[Thing]]:
                 spot = location_id(x, z, 90 * rng.randrange(4), rng.choice((0, 30, 45)))
             else:
                 x, y, z = where.position
-                x, y, z = x + rng.uniform(-0.3, 0.3), y + rng.uniform(0, 0.2), z + rng.uniform(-0.3, 0.3)
+                x, y, z = (
+                    x + rng.uniform(-0.3, 0.3),
+                    y + rng.uniform(0, 0.2),
+                    z + rng.uniform(-0.3, 0.3),
+                )
                 spot = where.location
             name = _object_id(kind, x, y, z)
             if name not in taken:
@@ -295,7 +305,9 @@ def _fill(rng: Random, goal: Goal) -> tuple[Room, list[Thing], list[Thing]]:
                 put(kind, None)
     _nest(rng, things)
     stands = {r.location for r in furniture}
-    while (start := location_id(rng.uniform(-2, 2), rng.uniform(-2, 2), 90 * rng.randrange(4), 30)) in stands:
+    while (
+        start := location_id(rng.uniform(-2, 2), rng.uniform(-2, 2), 90 * rng.randrange(4), 30)
+    ) in stands:
         pass
     room = Room(furniture, things, start, _tables())
     visible = [t for t in things if t.receptacles]
@@ -312,7 +324,9 @@ def _nest(rng: Random, things: list[Thing]) -> None:
             by_home[thing.receptacles[0]].append(thing)
     for thing in things:
         if thing.receptacles and thing.is_pickupable and rng.random() < 2 * _statistics()["nested"]:
-            outer = [t for t in by_home[thing.receptacles[0]] if t is not thing and t.inside is None]
+            outer = [
+                t for t in by_home[thing.receptacles[0]] if t is not thing and t.inside is None
+            ]
             if outer and thing.type not in holders:
                 thing.inside = rng.choice(outer).id
 
@@ -339,11 +353,13 @@ def _walkthrough(goal: Goal, room: Room, targets: list[Thing], lamps: list[Thing
         commands.append(f"take {names[thing.id]} from {home}")
         return names[thing.id]
 
+    targets = sorted(targets, key=lambda t: room.is_openable(kinds[t.receptacles[0]]))
     if goal.task_type == "look_at_obj_in_light":
         fetch(targets[0])
         visit(lamps[0].receptacles[0], opening=False)
         return [*commands, f"use {names[lamps[0].id]}"]
-    end = next(r.id for r in room.receptacles if r.type == goal.receptacle_type)
+    ends = [r for r in room.receptacles if r.type == goal.receptacle_type]
+    end = min(ends, key=room.is_openable).id
     n = 2 if goal.task_type == "pick_two_obj_and_place" else 1
     for thing in targets[:n]:
         item = fetch(thing)

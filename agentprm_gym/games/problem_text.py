@@ -1,4 +1,4 @@
-"""Write a furnished room as the text of an ALFRED game: PDDL problem, goal, task sentence, names."""
+"""Write a furnished room as the text of an ALFRED game: problem, goal, task sentence, names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from agentprm_gym.games.scenes import Receptacle, alfworld_folder
 _TASKS = {
     "pick_and_place_simple": ("put a {o} in {r}.", "put some {o} on {r}."),
     "look_at_obj_in_light": ("look at {o} under the {r}.", "examine the {o} with the {r}."),
-    "pick_clean_then_place_in_recep": ("put a clean {o} in {r}.", "clean some {o} and put it in {r}."),
+    "pick_clean_then_place_in_recep": (
+        "put a clean {o} in {r}.",
+        "clean some {o} and put it in {r}.",
+    ),
     "pick_heat_then_place_in_recep": ("put a hot {o} in {r}.", "heat some {o} and put it in {r}."),
     "pick_cool_then_place_in_recep": ("put a cool {o} in {r}.", "cool some {o} and put it in {r}."),
     "pick_two_obj_and_place": ("put two {o} in {r}.", "find two {o} and put them in {r}."),
@@ -63,7 +66,9 @@ class Room:
         counts: Counter[str] = Counter()
         names: dict[str, str] = {}
         ids = [*(r.id for r in self.receptacles), *(t.id for t in self.things)]
-        for identity, lowered in sorted(((i, i.lower()) for i in ids), key=lambda p: p[1], reverse=True):
+        for identity, lowered in sorted(
+            ((i, i.lower()) for i in ids), key=lambda p: p[1], reverse=True
+        ):
             name = lowered.split("_bar_", 1)[0] + ("basin" if "basin" in lowered else "")
             counts[name] += 1
             names[identity] = f"{name} {counts[name]}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ def room_kind(number: int) -> str:
     return ROOM_KINDS[{0: 0, 2: 1, 3: 2, 4: 3}[number // 100]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def scene(number: int) -> Scene:
     """Read one floor plan.
 

@@ -1,0 +1,393 @@
+"""Experts that play ALFWorld games, and the demonstrations that they give.
+
+`SearchExpert` knows what any player may know: the task, what it has seen since the game began, and
+what is usually kept where (totals over train games, shipped with the package). It says why it does
+what it does. What it says follows from what was seen alone, so it can also be asked about states
+that somebody else's commands led to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from math import exp
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from agentprm_gym.games.prior import OPENABLE, RECEPTACLES, holding_rate, may_hold
+
+if TYPE_CHECKING:
+    from agentprm_gym.episodes import Episode
+    from agentprm_gym.games.game import Game
+
+_TASKS = [
+    (kind, re.compile(pattern + r"\.?$"))
+    for kind, pattern in (
+        ("two", r"put two (?P<o>\w+) in (?P<r>\w+)"),
+        ("two", r"find two (?P<o>\w+) and put them in (?P<r>\w+)"),
+        ("look", r"look at (?P<o>\w+) under the (?P<r>\w+)"),
+        ("look", r"examine the (?P<o>\w+) with the (?P<r>\w+)"),
+        ("heat", r"put a hot (?P<o>\w+) in (?P<r>\w+)"),
+        ("cool", r"put a cool (?P<o>\w+) in (?P<r>\w+)"),
+        ("clean", r"put a clean (?P<o>\w+) in (?P<r>\w+)"),
+        ("heat", r"heat some (?P<o>\w+) and put it in (?P<r>\w+)"),
+        ("cool", r"cool some (?P<o>\w+) and put it in (?P<r>\w+)"),
+        ("clean", r"clean some (?P<o>\w+) and put it in (?P<r>\w+)"),
+        ("put", r"put a (?P<o>\w+) in (?P<r>\w+)"),
+        ("put", r"put some (?P<o>\w+) on (?P<r>\w+)"),
+    )
+]
+_APPLIANCES = {"heat": "microwave", "cool": "fridge", "clean": "sinkbasin"}
+_DONE = {"heat": "hot", "cool": "cold", "clean": "clean"}
+_CONTENTS = re.compile(r"(?:On the (\w+ \d+)|The (\w+ \d+) is open\. In it), you see ([^.]*)\.")
+_OBJECTS = re.compile(r"\ban? (\w+ \d+)")
+_PICKED = re.compile(r"You pick up the (\w+ \d+) from the (\w+ \d+)\.")
+_MOVED = re.compile(r"You move the (\w+ \d+) to the (\w+ \d+)\.")
+_TREATED = re.compile(r"You (heat|cool|clean) the (\w+ \d+) using the (\w+ \d+)\.")
+
+
+class TaskGoal(NamedTuple):
+    """A task sentence taken apart: what is to be done, with what, and where (or by which lamp)."""
+
+    kind: str
+    object_type: str
+    receptacle_type: str
+
+
+@lru_cache(maxsize=4096)
+def read_task(task: str) -> TaskGoal:
+    """Take one of ALFWorld's twelve task sentences apart.
+
+    Raises:
+        ValueError: a sentence of another form (a human-written one, say).
+    """
+    sentence = task.strip().removeprefix("Your task is to: ")
+    for kind, pattern in _TASKS:
+        if found := pattern.match(sentence):
+            return TaskGoal(kind, found["o"], found["r"])
+    raise ValueError(
+        f"expected one of ALFWorld's task sentences, such as 'put a hot potato in fridge.', got "
+        f"{task!r}: the searching expert does not understand free text"
+    )
+
+
+def _type(name: str) -> str:
+    return name.rsplit(" ", 1)[0]
+
+
+def _number(name: str) -> int:
+    return int(name.rsplit(" ", 1)[1])
+
+
+class SearchExpert:
+    """Searches the likeliest receptacles first, remembers what it saw, and says why.
+
+    Args:
+        rng: Where the noise comes from; `numpy.random.default_rng(0)` if there is noise and no rng.
+        noise: Spread of the (log) likelihoods by which receptacles are searched. 0: always the same
+            order; 1: clearly disordered. It never makes the expert forget or act at random.
+    """
+
+    def __init__(self, rng: np.random.Generator | None = None, noise: float = 0.0) -> None:
+        if not noise >= 0.0:
+            raise ValueError(f"expected noise of 0 or more, got {noise}")
+        self.noise = noise
+        self._rng = np.random.default_rng(0) if rng is None else rng
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the game; call it before the first turn of another."""
+        self._receptacles: dict[str, float] = {}  # name -> factor on how likely it seems
+        self._contents: dict[str, list[str]] = {}
+        self._searched: set[str] = set()
+        self._treated: dict[str, set[str]] = defaultdict(set)
+        self._refused: set[str] = set()
+        self._command: str | None = None
+
+    def executed(self, command: str) -> None:
+        """Tell which command was really executed, if it was not the one that `act` gave."""
+        self._command = command
+
+    def act(self, task: str, feedback: str, admissible_commands: Sequence[str]) -> tuple[str, str]:
+        """Take in what is seen and say what to do.
+
+        Args:
+            task: The task sentence.
+            feedback: What the last command brought (on the first turn: the opening text).
+            admissible_commands: What the game would understand now.
+
+        Returns:
+            (reason, command): one sentence, and one of `admissible_commands`.
+
+        Raises:
+            ValueError: a task sentence of unknown form, or no admissible commands.
+        """
+        if not admissible_commands:
+            raise ValueError("expected at least one admissible command, got none")
+        goal = read_task(task)
+        view = _View(admissible_commands)
+        self._see(feedback, view)
+        reason, command = self._choose(goal, view)
+        self._command = command
+        return reason, command
+
+    def _see(self, feedback: str, view: _View) -> None:
+        for name in (*view.reachable, *view.here):
+            if name not in self._receptacles:
+                spread = self.noise * self._rng.standard_normal() if self.noise else 0.0
+                self._receptacles[name] = exp(spread)
+        if feedback.startswith("Nothing happens") and self._command is not None:
+            self._refused.add(self._command)
+        for on, inside, listing in _CONTENTS.findall(feedback):
+            self._contents[on or inside] = _OBJECTS.findall(listing)
+            self._searched.add(on or inside)
+        for name, _ in _PICKED.findall(feedback):
+            for contents in self._contents.values():
+                if name in contents:
+                    contents.remove(name)
+        for name, where in _MOVED.findall(feedback):
+            self._contents.setdefault(where, []).append(name)
+        for verb, name, _ in _TREATED.findall(feedback):
+            self._treated[name].discard({"heat": "cool", "cool": "heat"}.get(verb, ""))
+            self._treated[name].add(verb)
+
+    def _choose(self, goal: TaskGoal, view: _View) -> tuple[str, str]:
+        held = view.held
+        if held is None:
+            return self._fetch(goal, view)
+        if _type(held) != goal.object_type:
+            return self._put_away(goal, view, held)
+        if goal.kind == "look":
+            return self._light(goal, view, held)
+        if goal.kind in _APPLIANCES and goal.kind not in self._treated[held]:
+            return self._treat(goal, view, held)
+        return self._deliver(goal, view, held)
+
+    def _fetch(self, goal: TaskGoal, view: _View) -> tuple[str, str]:
+        """Hands are empty: take a known target, else look for one."""
+        wanted = goal.object_type
+        settled = self._settled(goal)
+        known = [
+            (name, where)
+            for where, contents in self._contents.items()
+            if where != settled
+            for name in contents
+            if _type(name) == wanted and f"take {name} from {where}" not in self._refused
+        ]
+        if known:
+            treated = self._treated
+            name, where = min(
+                known,
+                key=lambda k: (
+                    goal.kind not in treated[k[0]],
+                    k[1] not in view.here,
+                    _number(k[0]),
+                ),
+            )
+            more = "another " if goal.kind == "two" and settled else ""
+            if (take := f"take {name} from {where}") in view.commands:
+                return f"I need {more or 'a '}{wanted} and there is {name}, so I take it.", take
+            if where in view.here:
+                return self._reveal(where, view, wanted)
+            return f"I saw {name} on {where}, so I go there.", f"go to {where}"
+        return self._search(wanted, view, skip=settled)
+
+    def _settled(self, goal: TaskGoal) -> str | None:
+        """The receptacle in which the first of two objects already stands, if any."""
+        if goal.kind != "two":
+            return None
+        best, most = None, 0
+        for name, contents in self._contents.items():
+            n = sum(_type(o) == goal.object_type for o in contents)
+            if n > most and _type(name) == goal.receptacle_type:
+                best, most = name, n
+        return best
+
+    def _reveal(self, where: str, view: _View, wanted: str) -> tuple[str, str]:
+        """See what a receptacle right here holds."""
+        if (command := f"open {where}") in view.commands:
+            return f"{where} is closed and may hold a {wanted}, so I open it.", command
+        return f"I look whether {where} holds a {wanted}.", f"examine {where}"
+
+    def _search(self, wanted: str, view: _View, skip: str | None = None) -> tuple[str, str]:
+        """Look into the unsearched receptacle that is likeliest to hold it, for its price."""
+        open_ = [r for r in self._receptacles if r not in self._searched and r != skip]
+        if not open_:
+            # All was seen and it was nowhere: somebody must have moved it, so look again.
+            self._searched.clear()
+            self._contents.clear()
+            open_ = list(self._receptacles)
+
+        def worth(name: str) -> tuple[float, int]:
+            kind = _type(name)
+            if name in view.here:
+                price = 1
+            else:
+                price = 2 if kind in OPENABLE else 1
+            return holding_rate(wanted, kind) * self._receptacles[name] / price, -_number(name)
+
+        best = max(open_, key=worth)
+        if best in view.here:
+            return self._reveal(best, view, wanted)
+        return (
+            f"I need a {wanted} and have not searched {best} yet, so I go there.",
+            f"go to {best}",
+        )
+
+    def _put_away(self, goal: TaskGoal, view: _View, held: str) -> tuple[str, str]:
+        """Hold the wrong thing: put it where it does not disturb."""
+        reason = f"I hold {held}, which the task does not need, so I put it away."
+        places = [c for c in view.moves if c not in self._refused]
+        if places:
+            return reason, places[0]
+        if view.openable_here:
+            return f"I hold {held} and need a place for it, so I open {view.openable_here[0]}.", (
+                f"open {view.openable_here[0]}"
+            )
+        best = max(
+            view.reachable,
+            key=lambda r: (may_hold(_type(held), _type(r)), _type(r) not in OPENABLE, -_number(r)),
+        )
+        return reason, f"go to {best}"
+
+    def _light(self, goal: TaskGoal, view: _View, held: str) -> tuple[str, str]:
+        """Hold the object: switch a lamp on, beside it."""
+        lamp = goal.receptacle_type
+        for command in view.uses:
+            if _type(command.removeprefix("use ")) == lamp and command not in self._refused:
+                return f"I hold {held} and the {lamp} is here, so I turn it on.", command
+        for where, contents in self._contents.items():
+            if where not in view.here and any(_type(o) == lamp for o in contents):
+                return (
+                    f"I hold {held} and saw a {lamp} on {where}, so I go there.",
+                    f"go to {where}",
+                )
+        return self._search(lamp, view)
+
+    def _treat(self, goal: TaskGoal, view: _View, held: str) -> tuple[str, str]:
+        """Hold the object: heat, cool or clean it."""
+        appliance = _APPLIANCES[goal.kind]
+        for command in view.commands:
+            if command.startswith(f"{goal.kind} {held} with ") and command not in self._refused:
+                return f"{held} must be {_DONE[goal.kind]}, so I {goal.kind} it here.", command
+        tried = [r for r in view.here if _type(r) == appliance]
+        self._refused.update(f"go to {r}" for r in tried)
+        places = self._ordered(appliance, view)
+        if not places:
+            return self._search(goal.object_type, view)
+        return f"{held} must be {_DONE[goal.kind]}, so I go to {places[0]}.", f"go to {places[0]}"
+
+    def _deliver(self, goal: TaskGoal, view: _View, held: str) -> tuple[str, str]:
+        """Hold the object as it should be: bring it where it belongs."""
+        settled = self._settled(goal)
+        ends = [settled] if settled else [r for r in view.here if _type(r) == goal.receptacle_type]
+        for where in ends:
+            if (command := f"move {held} to {where}") in view.commands:
+                return f"{held} belongs in {where}, so I put it there.", command
+            if (command := f"open {where}") in view.commands:
+                return f"{held} belongs in {where}, which is closed, so I open it.", command
+        if settled and f"go to {settled}" in view.commands:
+            return (
+                f"The other {goal.object_type} is in {settled}, so I go there.",
+                f"go to {settled}",
+            )
+        self._refused.update(f"go to {r}" for r in ends)
+        places = self._ordered(goal.receptacle_type, view)
+        if not places:
+            return self._search(goal.object_type, view)
+        return f"I have {held} and it belongs in {places[0]}, so I go there.", f"go to {places[0]}"
+
+    def _ordered(self, kind: str, view: _View) -> list[str]:
+        """The receptacles of a kind to go to: first those that are known to stand open."""
+        places = [
+            r for r in view.reachable if _type(r) == kind and f"go to {r}" not in self._refused
+        ]
+        return sorted(places, key=lambda r: (r not in self._searched, _number(r)))
+
+
+class _View:
+    """What the admissible commands tell about the moment."""
+
+    def __init__(self, commands: Sequence[str]) -> None:
+        self.commands = dict.fromkeys(commands)
+        self.reachable: list[str] = []
+        self.here: list[str] = []
+        self.moves: list[str] = []
+        self.uses: list[str] = []
+        self.openable_here: list[str] = []
+        self.held: str | None = None
+        for command in commands:
+            verb, _, rest = command.partition(" ")
+            if verb == "go":
+                self.reachable.append(rest[3:])
+            elif verb == "examine":
+                if _type(rest) in RECEPTACLES:
+                    self.here.append(rest)
+                else:  # only what is in the hand can be examined
+                    self.held = rest
+            elif verb == "move":
+                self.moves.append(command)
+            elif verb == "use":
+                self.uses.append(command)
+            elif verb == "open":
+                self.openable_here.append(rest)
+
+
+def demonstrate(
+    game: Game, expert: SearchExpert | None = None, max_steps: int = 30, seed: int = 0
+) -> Episode:
+    """Let an expert play one game natively.
+
+    Args:
+        game: The game.
+        expert: Who plays; a noiseless `SearchExpert` by default. It is reset first.
+        max_steps: After so many commands the episode is cut off.
+        seed: Written into the episode, and the default expert's seed.
+
+    Returns:
+        The episode, its `policy` being `"expert:search"`; rewards are 1.0 on the winning turn,
+        else 0.
+
+    Raises:
+        ValueError: `max_steps` below 1, or a task sentence that the expert does not understand.
+    """
+    from agentprm_gym.engines.native import NativeEngine
+    from agentprm_gym.episodes import Episode, Turn
+
+    if max_steps < 1:
+        raise ValueError(f"expected max_steps of at least 1, got {max_steps}")
+    expert = SearchExpert(np.random.default_rng(seed)) if expert is None else expert
+    expert.reset()
+    engine = NativeEngine()
+    frame = engine.reset(game)
+    turns: list[Any] = []
+    while not frame.won and len(turns) < max_steps:
+        before = frame
+        reason, command = expert.act(game.task, before.feedback, before.admissible_commands)
+        frame = engine.step(command)
+        turns.append(
+            Turn(
+                feedback=before.feedback,
+                admissible_commands=before.admissible_commands,
+                reason=reason,
+                command=command,
+                response=f"{reason}\nACTION: {command}",
+                is_admissible=True,
+                reward=float(frame.won),
+            )
+        )
+    engine.close()
+    return Episode(
+        game_id=game.game_id,
+        split=game.split,
+        task_type=game.task_type,
+        task=game.task,
+        success=frame.won,
+        truncated=not frame.won,
+        policy="expert:search",
+        seed=seed,
+        turns=turns,
+    )
