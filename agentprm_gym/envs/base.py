@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -65,19 +65,19 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         ValueError: ``on_bad_game`` is neither.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "human"], "render_fps": 4}
+    # Declared by Gymnasium as it is.
+    metadata = {"render_modes": ["ansi", "human"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(self, render_mode: str | None = None, on_bad_game: str = "raise") -> None:
         if on_bad_game not in ("raise", "skip"):
             raise ValueError(f"on_bad_game must be 'raise' or 'skip', got {on_bad_game!r}")
         self.render_mode = render_mode
-        self.observation_space = spaces.Dict(
-            {
-                "task": UnicodeText(_MAX_TASK),
-                "feedback": UnicodeText(_MAX_FEEDBACK),
-                "admissible_commands": UnicodeText(_MAX_COMMANDS),
-            }
-        )
+        texts: dict[str, spaces.Space[Any]] = {
+            "task": UnicodeText(_MAX_TASK),
+            "feedback": UnicodeText(_MAX_FEEDBACK),
+            "admissible_commands": UnicodeText(_MAX_COMMANDS),
+        }
+        self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(texts))
         self.action_space = UnicodeText(_MAX_ACTION)
         self._skip_bad_games = on_bad_game == "skip"
         self._n_bad_games = 0
@@ -206,7 +206,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         info["is_success"] = info["won"]
         return self._observation(), reward, terminated, False, info
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Return the last exchange as text in the mode ``"ansi"``, else None."""
         return self._text() if self.render_mode == "ansi" else None
 

@@ -106,7 +106,8 @@ class PRMReward:
         after = np.array(
             [0.0 if t.terminated else item[-1] for t, item in zip(turns, values, strict=True)]
         )
-        return self.coef * (self.gamma * after - before)
+        scores: NDArray[np.float64] = self.coef * (self.gamma * after - before)
+        return scores
 
 
 @lru_cache(maxsize=2)

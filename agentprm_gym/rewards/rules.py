@@ -27,9 +27,9 @@ class ProgressReward:
     ``phi`` is the share of the task's subgoals that are done. Where the game ends, ``phi(s')`` is
     0, won or not; this is what makes the shaping potential-based in an episodic task. The
     discounted sum over an episode that ends is then ``-coef * phi(s_0)``, the same whatever the
-    agent did (usually 0): progress is paid in advance and settled on the last turn, and no policy gains or
-    loses against another. An episode that the step limit cuts off has not ended: its sum keeps
-    ``gamma ** T * phi(s_T)``, as it should where an algorithm bootstraps there.
+    agent did (usually 0): progress is paid in advance and settled on the last turn, and no policy
+    gains or loses against another. An episode that the step limit cuts off has not ended: its sum
+    keeps ``gamma ** T * phi(s_T)``, as it should where an algorithm bootstraps there.
 
     Args:
         gamma: The discount of the algorithm that learns from it, for the above to hold exactly.
