@@ -3,29 +3,20 @@
 A game is a function of (split, index, seed) and of nothing else. Its floor plan, receptacles,
 domain, grammar and affordances are the package's; how many things lie where is drawn from totals
 counted over the real train games (`room_statistics.json`). The goal is chosen first and the room
-filled around it, so that every game can be won, and `walkthrough` says how. textworld is not needed.
+filled around it, so that every game can be won, and `walkthrough` says how; no textworld needed.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from functools import cache
-from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
 from agentprm_gym.games import problem_text
+from agentprm_gym.games.furnish import Furnisher, draw, furniture, homes, statistics, tables
 from agentprm_gym.games.problem_text import Room, Thing
-from agentprm_gym.games.scenes import (
-    SEEN_SCENES,
-    UNSEEN_SCENES,
-    Receptacle,
-    Scene,
-    location_id,
-    mangle,
-    scene,
-)
+from agentprm_gym.games.scenes import SEEN_SCENES, UNSEEN_SCENES, scene
 
 GENERATOR_VERSION = "1"
 TASK_TYPES = (
@@ -57,21 +48,6 @@ class Goal(NamedTuple):
     scene: int
 
 
-@cache
-def _tables() -> dict[str, Any]:
-    return _read("alfred_tables.json")
-
-
-@cache
-def _statistics() -> dict[str, Any]:
-    return _read("room_statistics.json")
-
-
-def _read(name: str) -> dict[str, Any]:
-    tables: dict[str, Any] = json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
-    return tables
-
-
 def split_scenes(split: str) -> tuple[int, ...]:
     """The floor plans of a split, as ALFRED divides them: `valid_unseen` shares none with `train`.
 
@@ -84,66 +60,27 @@ def split_scenes(split: str) -> tuple[int, ...]:
 
 
 @cache
-def _furniture(number: int) -> tuple[Receptacle, ...]:
-    """The receptacles of a floor plan, those included of which it only says that they exist."""
-    place = scene(number)
-    rng = Random(f"furniture {number}")
-    extra = _statistics()["extra_receptacles"][place.kind]
-    found = list(place.receptacles)
-    known = {r.type for r in found}
-    spots = [(r.position, r.location) for r in found]
-    for kind in place.receptacle_types:
-        # The floor plan promises at least one of each; "more" counts those beside the listed ones.
-        n = _draw(rng, extra.get(f"more {kind}", [1]) if kind in known else extra.get(kind, [0, 1]))
-        location = ""
-        for _ in range(n):
-            (x, y, z), _unused = rng.choice(spots)
-            x, z = x + rng.uniform(-1, 1), z + rng.uniform(-1, 1)
-            if not location or rng.random() < 0.8:  # some neighbours are reached from one spot
-                location = location_id(x, z, 90 * rng.randrange(4), rng.choice((45, 60)))
-            suffix = {"SinkBasin": "Sink", "BathtubBasin": "Bathtub"}.get(kind)
-            name = _object_id(suffix or kind, x, y, z) + (f"_bar_{kind}" if suffix else "")
-            found.append(Receptacle(name, kind, (x, y, z), location, False))
-    return tuple(sorted({r.id: r for r in found}.values()))
-
-
-@cache
-def _homes(number: int, object_type: str) -> tuple[tuple[Receptacle, ...], tuple[int, ...]]:
-    """Where in a floor plan an object of this class may lie at first, with weights."""
-    rates = _statistics()["homes"].get(object_type, {})
-    furniture = _furniture(number)
-    weights = [rates.get(r.type, 0) for r in furniture]
-    if not any(weights):
-        can_contain = _tables()["can_contain"]
-        weights = [int(object_type in can_contain.get(r.type, ())) for r in furniture]
-    kept = [(r, w) for r, w in zip(furniture, weights, strict=True) if w]
-    return tuple(r for r, _ in kept), tuple(w for _, w in kept)
-
-
-@cache
 def _possible_goals(
     number: int, task_type: str
 ) -> tuple[tuple[tuple[str, str], ...], tuple[float, ...]]:
     """All (object class, receptacle class) pairs that a floor plan can ask for, with weights."""
     place = scene(number)
-    counts = _statistics()["goals"][task_type].get(place.kind, {})
-    liftable = set(_statistics()["pickupable"])
-    furniture = {r.type for r in _furniture(number)}
+    counts = statistics()["goals"][task_type].get(place.kind, {})
+    liftable = set(statistics()["pickupable"])
+    standing = {r.type for r in furniture(number)}
     _, affordance, appliance = _TREATMENTS.get(task_type, ("", "", ""))
-    objects = [o for o in place.object_types if o in liftable and _homes(number, o)[0]]
+    objects = [o for o in place.object_types if o in liftable and homes(number, o)[0]]
     if affordance:
-        objects = (
-            [o for o in objects if o in _tables()[affordance]] if appliance in furniture else []
-        )
+        objects = [o for o in objects if o in tables()[affordance]] if appliance in standing else []
     pairs = []
     if task_type == "look_at_obj_in_light":
-        if "DeskLamp" in place.object_types and _homes(number, "DeskLamp")[0]:
+        if "DeskLamp" in place.object_types and homes(number, "DeskLamp")[0]:
             pairs = [(o, "DeskLamp") for o in objects]
     else:
-        can_contain = _tables()["can_contain"]
+        can_contain = tables()["can_contain"]
         for o in objects:
-            types = {r.type for r in _homes(number, o)[0]}
-            for r in sorted(furniture):
+            types = {r.type for r in homes(number, o)[0]}
+            for r in sorted(standing):
                 if o in can_contain.get(r, ()) and types - {r} and r != appliance:
                     pairs.append((o, r))
     weights = [float(counts.get(f"{o} {r}", 0)) for o, r in pairs]
@@ -153,18 +90,13 @@ def _possible_goals(
 
 @cache
 def _scenes_by_kind(split: str, task_type: str) -> tuple[list[list[int]], list[int]]:
-    kinds = _statistics()["room_kinds"][task_type]
+    kinds = statistics()["room_kinds"][task_type]
     groups: dict[str, list[int]] = defaultdict(list)
     for number in split_scenes(split):
         if scene(number).kind in kinds and _possible_goals(number, task_type)[0]:
             groups[scene(number).kind].append(number)
     names = sorted(groups)
     return [groups[k] for k in names], [kinds[k] for k in names]
-
-
-def _draw(rng: Random, histogram: list[int]) -> int:
-    """Draw a count from a histogram of counts."""
-    return rng.choices(range(len(histogram)), histogram)[0]
 
 
 def _choose_goal(rng: Random, split: str, index: int, seed: int, task_type: str | None) -> Goal:
@@ -223,7 +155,11 @@ def generate_game(
     """
     rng = _rng(split, index, seed, task_type)
     goal = _choose_goal(rng, split, index, seed, task_type)
-    room, targets, lamps = _fill(rng, goal)
+    # Two of a kind, or one to look for, may not lie in the goal's receptacles from the start.
+    barred = "" if goal.task_type in _TREATMENTS else goal.receptacle_type
+    n_targets = draw(rng, statistics()["n_targets"][goal.task_type])
+    furnisher = Furnisher(rng, goal.scene, goal.object_type, n_targets, barred)
+    room = furnisher.room(needs_lamp=goal.task_type == "look_at_obj_in_light")
     task = problem_text.task_text(rng, goal.task_type, goal.object_type, goal.receptacle_type)
     domain, grammar = problem_text.domain_and_grammar()
     return {
@@ -233,105 +169,14 @@ def generate_game(
             goal.game_id.split("/")[1], room, goal.task_type, goal.object_type, goal.receptacle_type
         ),
         "solvable": True,
-        "walkthrough": _walkthrough(goal, room, targets, lamps),
+        "walkthrough": _walkthrough(goal, room),
         "game_id": goal.game_id,
         "task_type": goal.task_type,
         "split": split,
     }
 
 
-def _object_id(kind: str, x: float, y: float, z: float) -> str:
-    return mangle(f"{kind}|{x:+06.2f}|{y:+06.2f}|{z:+06.2f}")
-
-
-def _fill(rng: Random, goal: Goal) -> tuple[Room, list[Thing], list[Thing]]:
-    """Put objects into the goal's floor plan; returns the room, the targets, and the lamps."""
-    place: Scene = scene(goal.scene)
-    statistics, furniture = _statistics(), _furniture(goal.scene)
-    placed, hidden = statistics["placed"][place.kind], statistics["hidden"][place.kind]
-    liftable = set(statistics["pickupable"])
-    by_type: dict[str, list[Receptacle]] = defaultdict(list)
-    for r in furniture:
-        by_type[r.type].append(r)
-    # Two of a kind, or one to look for, may not lie in the goal's receptacles from the start.
-    barred = goal.receptacle_type if goal.task_type not in _TREATMENTS else ""
-    taken: set[str] = set()
-    things: list[Thing] = []
-
-    def put(kind: str, where: Receptacle | None) -> Thing:
-        while True:
-            if where is None:
-                x, y, z = rng.uniform(-4, 4), rng.uniform(0, 2), rng.uniform(-4, 4)
-                spot = location_id(x, z, 90 * rng.randrange(4), rng.choice((0, 30, 45)))
-            else:
-                x, y, z = where.position
-                x, y, z = (
-                    x + rng.uniform(-0.3, 0.3),
-                    y + rng.uniform(0, 0.2),
-                    z + rng.uniform(-0.3, 0.3),
-                )
-                spot = where.location
-            name = _object_id(kind, x, y, z)
-            if name not in taken:
-                break
-        taken.add(name)
-        thing = Thing(name, kind, [] if where is None else [where.id], spot, kind in liftable)
-        things.append(thing)
-        return thing
-
-    for kind in (*place.object_types, "Faucet"):
-        is_target = kind == goal.object_type
-        homes, weights = _homes(goal.scene, kind)
-        if is_target:
-            n = _draw(rng, statistics["n_targets"][goal.task_type])
-        else:
-            n = _draw(rng, placed[kind]) if kind in placed and homes else 0
-            if kind == "DeskLamp" and goal.receptacle_type == kind:
-                n = max(n, 1)
-        if is_target and barred:
-            allowed = [(r, w) for r, w in zip(homes, weights, strict=True) if r.type != barred]
-            homes, weights = tuple(r for r, _ in allowed), tuple(w for _, w in allowed)
-        for home in rng.choices(homes, weights, k=n) if n else ():
-            thing = put(kind, home)
-            for other, chance in statistics["also_in"].get(home.type, {}).items():
-                if rng.random() < chance and not (is_target and other == barred):
-                    second = rng.choice(by_type[other]).id if other in by_type else home.id
-                    if second not in thing.receptacles:
-                        thing.receptacles.append(second)
-            if home.type == "Fridge" and kind in _tables()["coolable"] and not is_target:
-                thing.is_cool = rng.random() < statistics["cool_in_fridge"]
-        if not is_target and kind in hidden:
-            for _ in range(_draw(rng, hidden[kind])):
-                put(kind, None)
-    _nest(rng, things)
-    stands = {r.location for r in furniture}
-    while (
-        start := location_id(rng.uniform(-2, 2), rng.uniform(-2, 2), 90 * rng.randrange(4), 30)
-    ) in stands:
-        pass
-    room = Room(furniture, things, start, _tables())
-    visible = [t for t in things if t.receptacles]
-    targets = [t for t in visible if t.type == goal.object_type]
-    return room, targets, [t for t in visible if t.type == "DeskLamp"]
-
-
-def _nest(rng: Random, things: list[Thing]) -> None:
-    """Let a few things lie inside a bowl, pot or the like of the same receptacle."""
-    holders = set(_tables()["holders"])
-    by_home: dict[str, list[Thing]] = defaultdict(list)
-    for thing in things:
-        if thing.type in holders and thing.receptacles:
-            by_home[thing.receptacles[0]].append(thing)
-    for thing in things:
-        if thing.receptacles and thing.is_pickupable and rng.random() < 2 * _statistics()["nested"]:
-            outer = [
-                t for t in by_home[thing.receptacles[0]] if t is not thing and t.inside is None
-            ]
-            if outer and thing.type not in holders:
-                thing.inside = rng.choice(outer).id
-
-
-def _walkthrough(goal: Goal, room: Room, targets: list[Thing], lamps: list[Thing]) -> list[str]:
+def _walkthrough(goal: Goal, room: Room) -> list[str]:
     """The commands that win: fetch the first target, treat it, bring it where it belongs."""
     names = room.names()
     kinds = {r.id: r for r in room.receptacles}
@@ -353,11 +198,16 @@ def _walkthrough(goal: Goal, room: Room, targets: list[Thing], lamps: list[Thing
         commands.append(f"take {names[thing.id]} from {home}")
         return names[thing.id]
 
-    targets = sorted(targets, key=lambda t: room.is_openable(kinds[t.receptacles[0]]))
+    def reachable(kind: str) -> list[Thing]:
+        things = [t for t in room.things if t.type == kind and t.receptacles]
+        return sorted(things, key=lambda t: room.is_openable(kinds[t.receptacles[0]]))
+
+    targets = reachable(goal.object_type)
     if goal.task_type == "look_at_obj_in_light":
         fetch(targets[0])
-        visit(lamps[0].receptacles[0], opening=False)
-        return [*commands, f"use {names[lamps[0].id]}"]
+        lamp = reachable(goal.receptacle_type)[0]
+        visit(lamp.receptacles[0], opening=False)
+        return [*commands, f"use {names[lamp.id]}"]
     ends = [r for r in room.receptacles if r.type == goal.receptacle_type]
     end = min(ends, key=room.is_openable).id
     n = 2 if goal.task_type == "pick_two_obj_and_place" else 1

@@ -10,10 +10,12 @@ from functools import cache
 from pathlib import Path
 
 RECEPTACLES = frozenset(
-    "armchair bathtubbasin bed cabinet cart coffeemachine coffeetable countertop desk diningtable "
-    "drawer dresser fridge garbagecan handtowelholder laundryhamper microwave ottoman "
-    "paintinghanger safe shelf sidetable sinkbasin sofa stoveburner toaster toilet toiletpaperhanger towelholder "
-    "tvstand".split()
+    (
+        "armchair bathtubbasin bed cabinet cart coffeemachine coffeetable countertop desk "
+        "diningtable drawer dresser fridge garbagecan handtowelholder laundryhamper microwave "
+        "ottoman paintinghanger safe shelf sidetable sinkbasin sofa stoveburner toaster toilet "
+        "toiletpaperhanger towelholder tvstand"
+    ).split()
 )
 OPENABLE = frozenset({"cabinet", "drawer", "fridge", "microwave", "safe"})
 

@@ -96,13 +96,16 @@ def goal_text(task_type: str, object_type: str, receptacle_type: str) -> str:
             "(and (exists (?ot - object ?r - receptacle ?a - agent ?l - location)"
             f" (and (objectType ?ot {receptacle_type}Type) (toggleable ?ot) (isToggled ?ot)"
             " (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?ot ?r)))"
-            f" (exists (?o - object ?a - agent) (and (objectType ?o {object_type}Type) (holds ?a ?o))))"
+            " (exists (?o - object ?a - agent)"
+            f" (and (objectType ?o {object_type}Type) (holds ?a ?o))))"
         )
     if task_type == "pick_two_obj_and_place":
         first, second = facts.format("?o1"), facts.format("?o2")
         return (
-            f"(and (exists (?r - receptacle) (exists (?o1 - object) (and {first} (inReceptacle ?o1 ?r)"
-            f" (exists (?o2 - object) (and (not (= ?o1 ?o2)) {second} (inReceptacle ?o2 ?r)))))))"
+            "(and (exists (?r - receptacle) (exists (?o1 - object)"
+            f" (and {first} (inReceptacle ?o1 ?r)"
+            " (exists (?o2 - object) (and (not (= ?o1 ?o2))"
+            f" {second} (inReceptacle ?o2 ?r)))))))"
         )
     body = _TREATED[task_type].format(facts=facts.format("?o"))
     return f"(and (exists (?r - receptacle) (exists (?o - object) (and {body}))))"
@@ -154,9 +157,13 @@ def problem(name: str, room: Room, task_type: str, object_type: str, receptacle_
     objects += [f"{t.id} - object" for t in things]
     objects += [f"{r.id} - receptacle" for r in room.receptacles]
     objects += [f"{location} - location" for location in sorted(locations)]
-    facts = _facts(room, (object_type,))
-    return (
-        f"\n(define (problem plan_{name})\n(:domain alfred)\n(:objects\n        {_INDENT.join(objects)}"
-        f"\n        )\n\n(:init\n        {_INDENT.join(facts)}\n        )\n\n"
-        f"        (:goal\n            {goal_text(task_type, object_type, receptacle_type)}\n        )\n)\n"
+    sections = (
+        f"\n(define (problem plan_{name})\n(:domain alfred)\n(:objects",
+        _INDENT + _INDENT.join(objects),
+        "\n        )\n\n(:init",
+        _INDENT + _INDENT.join(_facts(room, (object_type,))),
+        "\n        )\n\n        (:goal\n            ",
+        goal_text(task_type, object_type, receptacle_type),
+        "\n        )\n)\n",
     )
+    return "".join(sections)
