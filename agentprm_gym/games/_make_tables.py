@@ -1,12 +1,10 @@
 """Count the small tables beside this module (run by hand; nobody imports it).
 
-    python -m agentprm_gym.games._make_tables package
-        alfred_tables.json: what goes where and what can be done to it, from alfworld's constants.
-    python -m agentprm_gym.games._make_tables statistics [--data FOLDER]
-        room_statistics.json: how often things occur, counted over the real *train* games and only
-        kept as totals per room kind, so that generated rooms are about as full as real ones.
-
-`search_prior.json` is made by `python -m agentprm_gym.games._make_prior`, from generated games.
+python -m agentprm_gym.games._make_tables package
+    alfred_tables.json: what goes where and what can be done to it, from alfworld's constants.
+python -m agentprm_gym.games._make_tables statistics [--data FOLDER]
+    room_statistics.json: how often things occur, counted over the real *train* games and only
+    kept as totals per room kind, so that generated rooms are about as full as real ones.
 """
 
 from __future__ import annotations

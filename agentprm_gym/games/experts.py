@@ -105,6 +105,7 @@ class SearchExpert:
         self._searched: set[str] = set()
         self._treated: dict[str, set[str]] = defaultdict(set)
         self._refused: set[str] = set()
+        self._unfit: set[tuple[str, str]] = set()  # (class of thing, receptacle that takes none)
         self._command: str | None = None
 
     def executed(self, command: str) -> None:
@@ -159,7 +160,7 @@ class SearchExpert:
         if held is None:
             return self._fetch(goal, view)
         if _type(held) != goal.object_type:
-            return self._put_away(goal, view, held)
+            return self._put_away(view, held)
         if goal.kind == "look":
             return self._light(goal, view, held)
         if goal.kind in _APPLIANCES and goal.kind not in self._treated[held]:
@@ -237,21 +238,28 @@ class SearchExpert:
             f"go to {best}",
         )
 
-    def _put_away(self, goal: TaskGoal, view: _View, held: str) -> tuple[str, str]:
+    def _put_away(self, view: _View, held: str) -> tuple[str, str]:
         """Hold the wrong thing: put it where it does not disturb."""
-        reason = f"I hold {held}, which the task does not need, so I put it away."
         places = [c for c in view.moves if c not in self._refused]
         if places:
-            return reason, places[0]
+            return f"I hold {held}, which the task does not need, so I put it away.", places[0]
         if view.openable_here:
-            return f"I hold {held} and need a place for it, so I open {view.openable_here[0]}.", (
-                f"open {view.openable_here[0]}"
-            )
-        best = max(
-            view.reachable,
-            key=lambda r: (may_hold(_type(held), _type(r)), _type(r) not in OPENABLE, -_number(r)),
-        )
-        return reason, f"go to {best}"
+            where = view.openable_here[0]
+            return f"I need a place for {held}, so I open {where}.", f"open {where}"
+        kind = _type(held)
+        self._unfit.update((kind, r) for r in view.here)
+
+        def fit(name: str) -> tuple[bool, bool, bool, int]:
+            untried = (kind, name) not in self._unfit
+            where = _type(name)
+            return untried, may_hold(kind, where), where not in OPENABLE, -_number(name)
+
+        if not view.reachable:
+            return f"I see no place for {held}, so I look around.", next(iter(view.commands))
+        best = max(view.reachable, key=fit)
+        if not fit(best)[0]:
+            return f"No place seems to take {held}; I try {best} again.", f"go to {best}"
+        return f"The task does not need {held}; {best} may take it.", f"go to {best}"
 
     def _light(self, goal: TaskGoal, view: _View, held: str) -> tuple[str, str]:
         """Hold the object: switch a lamp on, beside it."""
