@@ -1,0 +1,83 @@
+"""A key-value cache whose rows have lengths of their own.
+
+Each row is one running episode. Tokens are written at the row's own end, so rows need no common length; what lies beyond a
+row's committed length is scratch space, where the nodes of a token tree live for the one forward that scores them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+class RaggedCache:
+    """Keys and values of every layer, shape (rows, slots, heads, head_dim), grown by doubling.
+
+    It has the two methods that Hugging Face decoders call on a cache: ``update`` and ``get_seq_length``.
+    """
+
+    def __init__(self, n_rows: int) -> None:
+        """Make an empty cache.
+
+        Args:
+            n_rows: how many rows it holds.
+        """
+        self.lengths = torch.zeros(n_rows, dtype=torch.int64)  # (R,) committed tokens
+        self._layers: list[list[torch.Tensor]] = []
+        self._rows = torch.zeros(0, dtype=torch.int64)
+        self._slots = torch.zeros(0, dtype=torch.int64)
+        self._width = 0
+        self._all_rows = False
+
+    def begin(self, rows: torch.Tensor, n_new: int) -> int:
+        """Say where the next forward writes.
+
+        Args:
+            rows: (b,) row indices, ascending.
+            n_new: tokens a row (padding included).
+
+        Returns:
+            How many slots the forward attends over, S.
+        """
+        starts = self.lengths[rows]  # (b,)
+        self._rows = rows
+        self._all_rows = len(rows) == len(self.lengths)
+        self._slots = starts[:, None] + torch.arange(n_new)  # (b, n_new)
+        self._width = int(starts.max()) + n_new
+        return self._width
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a layer's new keys and values and return all that the forward attends over.
+
+        Args:
+            keys: (b, heads, n_new, head_dim).
+            values: (b, heads, n_new, head_dim).
+            layer_idx: which layer.
+
+        Returns:
+            Keys and values, each (b, heads, S, head_dim).
+        """
+        while len(self._layers) <= layer_idx:
+            self._layers.append([])
+        if not self._layers[layer_idx]:
+            self._layers[layer_idx] = [self._empty(keys, self._width), self._empty(values, self._width)]
+        out = []
+        for i, new in enumerate((keys, values)):
+            store = self._layers[layer_idx][i]
+            if store.shape[1] < self._width:
+                bigger = self._empty(new, max(self._width, 2 * store.shape[1]))
+                bigger[:, : store.shape[1]] = store
+                self._layers[layer_idx][i] = store = bigger
+            store[self._rows[:, None], self._slots] = new.transpose(1, 2)
+            seen = store[:, : self._width] if self._all_rows else store[self._rows, : self._width]
+            out.append(seen.transpose(1, 2))
+        return out[0], out[1]
+
+    def _empty(self, like: torch.Tensor, width: int) -> torch.Tensor:
+        _, heads, _, dim = like.shape
+        return torch.zeros(len(self.lengths), width, heads, dim, dtype=like.dtype, device=like.device)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Committed length of the longest row (decoders ask only to default their positions, which we always give)."""
+        return int(self.lengths.max())

@@ -1,0 +1,105 @@
+"""Token trees: a transcript with branches hanging off it, scored in one forward pass.
+
+A row is a trunk (the transcript) and nodes below trunk positions or other nodes (candidate commands). Every token attends to
+its ancestors only and its position is its depth, so each branch sees exactly what it would see alone; the trunk is
+computed once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(slots=True)
+class TokenTree:
+    """One row: a chain of trunk tokens and the nodes below it.
+
+    Attributes:
+        trunk: token ids of the trunk.
+        tokens: token ids of the nodes.
+        parents: for each node the index of its parent in ``trunk + tokens``; smaller than the node's own index.
+    """
+
+    trunk: list[int]
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Number of tokens in the row."""
+        return len(self.trunk) + len(self.tokens)
+
+    def add(self, tokens: Sequence[int], parents: Sequence[int], at: int) -> int:
+        """Hang a small tree below trunk position ``at``.
+
+        Args:
+            tokens: the node tokens.
+            parents: parents relative to ``tokens``; -1 is the trunk position.
+            at: index into ``trunk``.
+
+        Returns:
+            The absolute index of the first node added.
+        """
+        start = len(self)
+        self.tokens.extend(tokens)
+        self.parents.extend(at if parent < 0 else start + parent for parent in parents)
+        return start
+
+
+@dataclass(slots=True)
+class PackedTrees:
+    """A batch of token trees.
+
+    Attributes:
+        ids: (B, L) int64 token ids, padded on the right.
+        positions: (B, L) int64 depth of each token.
+        mask: (B, 1, L, L) bool, true where the query (row) may attend to the key (column).
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+
+
+def fill_ancestors(
+    mask: npt.NDArray[np.bool_], depth: npt.NDArray[np.int64], parents: Sequence[int], start: int
+) -> None:
+    """Write attention rows and depths of tree nodes, in place.
+
+    Args:
+        mask: (L, L) bool; rows below ``start`` are filled already.
+        depth: (L,) depth of each token; filled below ``start``.
+        parents: parent index of each node, -1 for none.
+        start: index of the first node.
+    """
+    for i, parent in enumerate(parents, start):
+        if parent >= 0:
+            mask[i] = mask[parent]
+            depth[i] = depth[parent] + 1
+        mask[i, i] = True
+
+
+def pack(trees: Sequence[TokenTree], pad_id: int, device: torch.device | str = "cpu") -> PackedTrees:
+    """Stack token trees into one padded batch."""
+    width = max(len(tree) for tree in trees)
+    ids = np.full((len(trees), width), pad_id, dtype=np.int64)  # (B, L)
+    depth = np.zeros((len(trees), width), dtype=np.int64)  # (B, L)
+    mask = np.zeros((len(trees), width, width), dtype=np.bool_)  # (B, L, L)
+    for row, tree in enumerate(trees):
+        n = len(tree.trunk)
+        ids[row, : len(tree)] = tree.trunk + tree.tokens
+        mask[row, :n, :n] = np.tri(n, dtype=np.bool_)
+        depth[row, :n] = np.arange(n)
+        fill_ancestors(mask[row], depth[row], tree.parents, n)
+        # A padded query attends to itself, so that its softmax is finite.
+        pad = np.arange(len(tree), width)
+        mask[row, pad, pad] = True
+    return PackedTrees(
+        ids=torch.from_numpy(ids).to(device),
+        positions=torch.from_numpy(depth).to(device),
+        mask=torch.from_numpy(mask).unsqueeze(1).to(device),
+    )

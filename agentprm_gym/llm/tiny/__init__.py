@@ -1,0 +1,1 @@
+"""The offline model: tokenizer, corpus, pretraining script and weights."""

@@ -1,0 +1,121 @@
+"""Saves: one zip of JSON, safetensors and PEFT adapter folders. No pickle, on writing or on reading."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+
+from agentprm_gym.llm.models import AdapterMismatchError
+
+FORMAT = 1
+MANIFEST = "agentprm.json"
+
+
+class SaveFormatError(ValueError):
+    """A file is not a save of this project, or of a newer format."""
+
+
+@dataclass(slots=True)
+class SavedModel:
+    """What a zip holds.
+
+    Attributes:
+        manifest: JSON-able description: class, base model, data.
+        adapters: LoRA tensors by adapter name.
+        adapter_configs: PEFT settings by adapter name.
+        heads: tensors of heads by name.
+    """
+
+    manifest: dict[str, Any]
+    adapters: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    adapter_configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    heads: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+
+def zip_path(path: str | os.PathLike[str]) -> Path:
+    """SB3's rule: ``.zip`` is added where a path has no suffix."""
+    path = Path(path)
+    return path if path.suffix else path.with_suffix(".zip")
+
+
+def write_save(target: str | os.PathLike[str] | BinaryIO, saved: SavedModel) -> None:
+    """Write a zip; a file appears whole or not at all."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        manifest = {"format": FORMAT, **saved.manifest, "heads": sorted(saved.heads), "adapters": sorted(saved.adapters)}
+        archive.writestr(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+        for name, tensors in saved.adapters.items():
+            archive.writestr(f"adapters/{name}/adapter_config.json", json.dumps(saved.adapter_configs[name], indent=1))
+            archive.writestr(f"adapters/{name}/adapter_model.safetensors", save_safetensors(dict(tensors)))
+        for name, tensors in saved.heads.items():
+            archive.writestr(f"heads/{name}.safetensors", save_safetensors(dict(tensors)))
+    if isinstance(target, (str, os.PathLike)):
+        path = zip_path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        partial.write_bytes(buffer.getvalue())
+        partial.replace(path)
+    else:
+        target.write(buffer.getvalue())
+
+
+def read_save(source: str | os.PathLike[str] | BinaryIO) -> SavedModel:
+    """Read a zip.
+
+    Only members that the manifest names are read, and nothing is unpacked to disk.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        SaveFormatError: if it is not a save of this project.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        path = zip_path(source)
+        if not path.is_file():
+            raise FileNotFoundError(f"no saved model at {path}")
+        data: BinaryIO = io.BytesIO(path.read_bytes())
+        name = str(path)
+    else:
+        data, name = source, repr(source)
+    try:
+        with zipfile.ZipFile(data) as archive:
+            manifest = json.loads(archive.read(MANIFEST))
+            if manifest.get("format") != FORMAT:
+                raise SaveFormatError(
+                    f"{name}: save format {manifest.get('format')!r}, this version reads {FORMAT}; update agentprm-gym"
+                )
+            saved = SavedModel(manifest)
+            for adapter in manifest["adapters"]:
+                saved.adapter_configs[adapter] = json.loads(archive.read(f"adapters/{adapter}/adapter_config.json"))
+                saved.adapters[adapter] = load_safetensors(archive.read(f"adapters/{adapter}/adapter_model.safetensors"))
+            for head in manifest["heads"]:
+                saved.heads[head] = load_safetensors(archive.read(f"heads/{head}.safetensors"))
+            return saved
+    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+        raise SaveFormatError(
+            f"{name} is not a save of agentprm-gym ({type(error).__name__}: {error}); "
+            "expected a zip with agentprm.json, written by an algorithm's save()"
+        ) from error
+
+
+def check_base(saved: SavedModel, name: str, fingerprint: str, what: str) -> None:
+    """Refuse adapters of another base model.
+
+    Raises:
+        AdapterMismatchError: (a ValueError) if the save was made with another base.
+    """
+    base: Mapping[str, Any] = saved.manifest["base"]
+    if base["fingerprint"] != fingerprint:
+        raise AdapterMismatchError(
+            f"{what} was trained on the base model {base['name']!r} ({base['fingerprint']}), "
+            f"but this is {name!r} ({fingerprint}); load that base model, or train a new adapter on this one"
+        )

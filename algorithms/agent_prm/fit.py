@@ -1,0 +1,185 @@
+"""Stage 2: fit the process reward model to Monte-Carlo targets, and judge it where it will be used.
+
+The PRM is only ever asked to rank commands *of one state*. A pooled error or AUC mostly measures whether it can tell good
+states from bad ones, so beside the soft binary cross-entropy of the paper there is a pairwise loss within the state, and
+the report counts pairs within states of held-out games.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from agentprm_gym.rewards.prm import ProcessRewardModel
+from algorithms.agent_prm.targets import LabelledEpisode
+
+#: Two targets of one state count as different from this gap on.
+MIN_GAP = 0.1
+
+
+@dataclass(slots=True)
+class PRMReport:
+    """How good a process reward model is on labelled episodes it has not seen.
+
+    Attributes:
+        bce: mean soft binary cross-entropy, weighted by visits.
+        pair_accuracy: share of within-state pairs, targets at least ``MIN_GAP`` apart, that it orders correctly; NaN
+            without pairs.
+        n_pairs: how many such pairs there are.
+        spread: mean standard deviation of its scores within a state.
+    """
+
+    bce: float
+    pair_accuracy: float
+    n_pairs: int
+    spread: float
+
+
+@dataclass(slots=True)
+class _Batch:
+    logits: list[torch.Tensor]
+    targets: list[torch.Tensor]
+    visits: list[torch.Tensor]
+
+
+def _forward(prm: ProcessRewardModel, batch: Sequence[LabelledEpisode]) -> _Batch:
+    """Logits, targets and visit counts, one tensor a state, each (n_commands,)."""
+    items = []
+    out = _Batch([], [], [])
+    for labelled in batch:
+        by_turn: dict[int, list[int]] = {}
+        for i, label in enumerate(labelled.labels):
+            by_turn.setdefault(label.turn, []).append(i)
+        candidates = [(t, [labelled.labels[i].command for i in rows]) for t, rows in sorted(by_turn.items())]
+        items.append((labelled.episode.task, labelled.episode.turns, candidates))
+        for _, rows in sorted(by_turn.items()):
+            device = prm.lm.device
+            out.targets.append(torch.tensor([labelled.labels[i].q for i in rows], device=device))
+            out.visits.append(torch.tensor([float(labelled.labels[i].n) for i in rows], device=device))
+    out.logits = [logits for item in prm.logits(items) for logits in item]
+    return out
+
+
+def prm_loss(
+    logits: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], visits: Sequence[torch.Tensor], rank_coef: float
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Sums of the two losses.
+
+    Args:
+        logits: for each state (n_commands,).
+        targets: likewise, in [0, 1].
+        visits: likewise, at least 1.
+        rank_coef: weight of the pairwise loss.
+
+    Returns:
+        ``(loss_sum, weight_sum, n_pairs)``: divide the first by the second. The binary cross-entropy weighs each pair
+        (s, a) by its visits, which equals training on every visit by itself.
+    """
+    flat, q, n = torch.cat(list(logits)), torch.cat(list(targets)), torch.cat(list(visits))
+    loss = (functional.binary_cross_entropy_with_logits(flat, q, reduction="none") * n).sum()
+    n_pairs = 0
+    if rank_coef > 0:
+        for z, y in zip(logits, targets, strict=True):
+            if len(z) > 1:
+                gap = y[:, None] - y[None, :]  # (n, n)
+                better = gap >= MIN_GAP
+                if bool(better.any()):
+                    margin = (z[:, None] - z[None, :])[better]
+                    loss = loss + rank_coef * (functional.softplus(-margin) * gap[better]).sum()
+                    n_pairs += int(better.sum())
+    return loss, n.sum(), n_pairs
+
+
+def minibatches(
+    episodes: Sequence[LabelledEpisode], size: int, rng: np.random.Generator
+) -> Iterator[list[LabelledEpisode]]:
+    """Shuffled minibatches. Episodes are not sorted by length: short ones are the successes, and batches must mix."""
+    order = rng.permutation(len(episodes))
+    for start in range(0, len(order), size):
+        yield [episodes[int(i)] for i in order[start : start + size]]
+
+
+def fit_prm(
+    prm: ProcessRewardModel,
+    data: Sequence[LabelledEpisode],
+    *,
+    learning_rate: float,
+    n_epochs: int,
+    batch_size: int,
+    micro_batch_size: int,
+    rank_coef: float,
+    max_grad_norm: float,
+    rng: np.random.Generator,
+    on_step: Callable[[float], None] | None = None,
+) -> float:
+    """Train the adapter and the head.
+
+    Args:
+        prm: the process reward model.
+        data: labelled episodes.
+        learning_rate: peak, with a linear decay to zero.
+        n_epochs: passes over the data.
+        batch_size: episodes an update.
+        micro_batch_size: episodes a forward pass.
+        rank_coef: weight of the within-state pairwise loss; 0 is the paper's loss.
+        max_grad_norm: gradient clipping.
+        rng: shuffling.
+        on_step: called with the share of the work that is done.
+
+    Returns:
+        Mean loss of the last epoch.
+
+    Raises:
+        ValueError: without data.
+    """
+    if not data:
+        raise ValueError("no labelled episodes to fit the process reward model on; roll out more episodes")
+    optimizer = torch.optim.AdamW(prm.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    per_epoch = -(-len(data) // batch_size)
+    total, done, epoch_loss = per_epoch * n_epochs, 0, 0.0
+    with prm.lm.active(prm.adapter, train=True):
+        for _ in range(n_epochs):
+            losses = []
+            for batch in minibatches(data, batch_size, rng):
+                scale = min(1.0, (done + 1) / 10) * (1 - done / total)
+                optimizer.param_groups[0]["lr"] = learning_rate * scale
+                weight = sum(float(label.n) for e in batch for label in e.labels)
+                batch_loss = 0.0
+                for start in range(0, len(batch), micro_batch_size):
+                    part = _forward(prm, batch[start : start + micro_batch_size])
+                    loss, _, _ = prm_loss(part.logits, part.targets, part.visits, rank_coef)
+                    (loss / weight).backward()
+                    batch_loss += loss.item() / weight
+                torch.nn.utils.clip_grad_norm_(prm.parameters(), max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                losses.append(batch_loss)
+                done += 1
+                if on_step is not None:
+                    on_step(done / total)
+            epoch_loss = float(np.mean(losses))
+    return epoch_loss
+
+
+@torch.no_grad()
+def evaluate_prm(prm: ProcessRewardModel, data: Sequence[LabelledEpisode], micro_batch_size: int = 32) -> PRMReport:
+    """Judge a process reward model on labelled episodes."""
+    bce = weight = spread = 0.0
+    correct = pairs = n_states = 0
+    with prm.lm.active(prm.adapter):
+        for start in range(0, len(data), micro_batch_size):
+            part = _forward(prm, data[start : start + micro_batch_size])
+            loss, n, _ = prm_loss(part.logits, part.targets, part.visits, 0.0)
+            bce, weight = bce + float(loss), weight + float(n)
+            for z, y in zip(part.logits, part.targets, strict=True):
+                if len(z) > 1:
+                    better = (y[:, None] - y[None, :]) >= MIN_GAP
+                    correct += int(((z[:, None] > z[None, :]) & better).sum())
+                    pairs += int(better.sum())
+                    spread += float(torch.sigmoid(z).std())
+                    n_states += 1
+    return PRMReport(bce / max(weight, 1e-9), correct / pairs if pairs else float("nan"), pairs, spread / max(n_states, 1))

@@ -1,0 +1,1 @@
+"""What the algorithms share: the SB3 shell, the policy, actors and rollouts."""

@@ -1,0 +1,402 @@
+"""The SB3 shell: what every algorithm here shares with ``stable_baselines3``'s own.
+
+Differences from SB3, all of them:
+
+1. Observations and actions are text (``Dict`` of ``UnicodeText``, object arrays of ``str``).
+2. A save holds adapters and heads, not the base model, which is rebuilt from its name; and no pickle.
+3. ``policy`` may be an alias (``"tiny"``), a folder, a hub id, or the zip of a trained algorithm to start from.
+4. ``env`` given as an id makes ``n_envs`` environments, since a language model answers many episodes at the price of one.
+5. ``num_timesteps`` counts the turns of running episodes, not idle environments.
+6. ``train/*`` is dumped in its own iteration.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, BinaryIO, ClassVar, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import VecEnv
+
+import agentprm_gym
+from agentprm_gym.episodes import Episode
+from agentprm_gym.llm.models import BUNDLED, LanguageModel, resolve_model
+from agentprm_gym.spaces import UnicodeText
+from algorithms.common.policy import POLICY, LLMPolicy
+from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
+
+SelfLLMAlgorithm = TypeVar("SelfLLMAlgorithm", bound="LLMAlgorithm")
+
+#: Attributes of every algorithm that a save carries beside the constructor's arguments.
+_COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_num_timesteps_at_start")
+
+
+class LLMAlgorithm(BaseAlgorithm):
+    """Base of the algorithms that train an :class:`LLMPolicy`."""
+
+    policy: LLMPolicy  # type: ignore[assignment]
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {name: LLMPolicy for name in BUNDLED}
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        learning_rate: float,
+        *,
+        n_envs: int = 64,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        """Set up.
+
+        Args:
+            policy: alias of a bundled model, folder or hub id of a causal language model, or a zip saved by an algorithm,
+                whose policy is where training starts.
+            env: an environment, an SB3 ``VecEnv``, or a registered id; ``None`` only to predict or when loading.
+            learning_rate: of the policy's adapter.
+            n_envs: how many environments to make where ``env`` is an id.
+            stats_window_size: episodes over which ``rollout/*`` is averaged.
+            tensorboard_log: folder for TensorBoard, or ``None``.
+            policy_kwargs: JSON-able keyword arguments of :class:`LLMPolicy`.
+            verbose: 0 silent, 1 tables, 2 debug.
+            seed: of every random stream.
+            device: torch device; ``"auto"`` takes a GPU where there is one.
+            _init_setup_model: build the policy now.
+
+        Raises:
+            ValueError: for an unknown policy (listing the aliases) or an environment without text spaces.
+        """
+        kwargs = dict(policy_kwargs or {})
+        self._start_from: SavedModel | None = None
+        if isinstance(policy, str):
+            if policy.endswith(".zip"):
+                self._start_from = read_save(policy)
+                kwargs.setdefault("model", self._start_from.manifest["base"]["name"])
+                kwargs.setdefault("lora", _lora_of(self._start_from.adapter_configs[POLICY]))
+            elif policy != "LLMPolicy":
+                kwargs.setdefault("model", policy)
+        if isinstance(env, str):
+            env = make_vec_env(env, n_envs=n_envs, seed=seed, env_kwargs={"render_mode": None})
+        self.n_envs_wanted = n_envs
+        super().__init__(
+            policy=policy,
+            env=env,
+            learning_rate=learning_rate,
+            policy_kwargs=kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            support_multi_env=True,
+            supported_action_spaces=(gym.spaces.Text,),
+        )
+        self.iteration = 0
+        self.total_tokens = 0
+        if _init_setup_model:
+            self._setup_model()
+
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name != "LLMPolicy" and not policy_name.endswith(".zip"):
+            self.check_policy_name(policy_name)
+        return LLMPolicy
+
+    @classmethod
+    def check_policy_name(cls, policy_name: str) -> None:
+        """Refuse a name that is no model.
+
+        Raises:
+            ValueError: listing the aliases.
+        """
+        try:
+            resolve_model(policy_name)
+        except ValueError as error:
+            raise ValueError(
+                f"Policy {policy_name!r} unknown: expected one of the aliases {sorted(cls.policy_aliases)}, a folder with "
+                "a causal language model, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', or a zip saved by an algorithm"
+            ) from error
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.lr_schedule, device=self.device, **self.policy_kwargs
+        )
+        self._seed_policy()
+        if self._start_from is not None:
+            self.policy.load_saved(self._start_from, "the policy to start from")
+            self._start_from = None
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed Python, NumPy, torch, the environments and the policy's sampling."""
+        super().set_random_seed(seed)
+        if getattr(self, "policy", None) is not None:
+            self._seed_policy()
+
+    def _seed_policy(self) -> None:
+        self.policy.rng = np.random.default_rng(self.seed)
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The language model under the policy."""
+        return self.policy.lm
+
+    @property
+    def logger(self) -> Any:
+        """The logger; a silent one before the first ``learn``."""
+        if not hasattr(self, "_logger"):
+            from stable_baselines3.common.logger import Logger
+
+            return Logger(folder=None, output_formats=[])
+        return self._logger
+
+    # ------------------------------------------------------------------ learning
+    def learn(
+        self: SelfLLMAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfLLMAlgorithm:
+        """Train for at least ``total_timesteps`` turns.
+
+        Args:
+            total_timesteps: a lower bound; an iteration that has begun is finished.
+            callback: SB3 callbacks.
+            log_interval: dump the logger every so many iterations.
+            tb_log_name: name of the TensorBoard run, the class name by default.
+            reset_num_timesteps: count from zero, in a new TensorBoard run.
+            progress_bar: show SB3's progress bar.
+
+        Raises:
+            ValueError: without an environment.
+        """
+        if self.env is None:
+            raise ValueError(
+                f"{type(self).__name__}.learn() needs an environment: pass env= to the constructor or to load(), "
+                "or call set_env(env)"
+            )
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total_timesteps and self._may_continue():
+            if not self._iterate(callback):
+                break
+            self.iteration += 1
+            if log_interval and self.iteration % log_interval == 0:
+                self.dump_logs()
+        self._finish_learning()
+        callback.on_training_end()
+        return self
+
+    def _iterate(self, callback: BaseCallback) -> bool:
+        """Run one iteration; return False to stop training."""
+        raise NotImplementedError
+
+    def _may_continue(self) -> bool:
+        return True
+
+    def _finish_learning(self) -> None:
+        """Hook for what happens once after the last iteration."""
+
+    def _count_step(self, callback: BaseCallback, names: dict[str, Any], n_running: int) -> bool:
+        """Account for one vector step and tell the callback. Returns False to stop."""
+        self.num_timesteps += n_running
+        callback.update_locals(names)
+        if not callback.on_step():
+            return False
+        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
+        return True
+
+    def _record_episode(self, episode: Episode) -> None:
+        """Keep an episode's true return, length and success for ``rollout/*``."""
+        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
+        reward = sum(turn.reward for turn in episode.turns)
+        self.ep_info_buffer.append({"r": reward, "l": len(episode.turns), "t": time.time()})
+        self.ep_success_buffer.append(episode.success)
+        self._episode_num += 1
+
+    def dump_logs(self) -> None:
+        """Write the canonical keys and flush the logger."""
+        assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
+        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
+        self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([e["r"] for e in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([e["l"] for e in self.ep_info_buffer]))
+            self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+    # ------------------------------------------------------------------ saving
+    def _constructor_data(self) -> dict[str, Any]:
+        """The constructor's arguments, its own and this class's, read back from the attributes of the same names."""
+        renamed = {"n_envs": "n_envs_wanted", "stats_window_size": "_stats_window_size"}
+        skip = {"self", "policy", "env", "device", "_init_setup_model", "demonstrations", "kwargs"}
+        names = [*inspect.signature(type(self).__init__).parameters, *inspect.signature(LLMAlgorithm.__init__).parameters]
+        return {name: getattr(self, renamed.get(name, name)) for name in names if name not in skip}
+
+    def _to_save(self) -> SavedModel:
+        """Everything a save holds; algorithms with more adapters or heads add theirs."""
+        lm = self.lm
+        manifest = {
+            "class": type(self).__name__,
+            "agentprm_gym": agentprm_gym.__version__,
+            "base": {"name": lm.name, "fingerprint": lm.fingerprint},
+            "data": self._constructor_data(),
+            "counters": {name: getattr(self, name) for name in (*_COUNTERS, "iteration", "total_tokens")},
+            "spaces": {
+                "observation": _space_to_json(self.observation_space),
+                "action": _space_to_json(self.action_space),
+            },
+        }
+        return SavedModel(
+            manifest, {POLICY: lm.adapter_state(POLICY)}, {POLICY: lm.adapter_config(POLICY)}
+        )
+
+    def _restore(self, saved: SavedModel) -> None:
+        """Take over what :meth:`_to_save` wrote."""
+        self.lm.load_adapter_state(POLICY, saved.adapters[POLICY])
+
+    def save(
+        self,
+        path: str | os.PathLike[str] | BinaryIO,  # type: ignore[override]
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """Save to one zip.
+
+        Args:
+            path: a path (``.zip`` is added where it has no suffix) or an open binary file.
+            exclude: accepted for SB3's sake; the save holds a fixed set of things.
+            include: likewise.
+        """
+        write_save(path, self._to_save())
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfLLMAlgorithm],
+        path: str | os.PathLike[str] | BinaryIO,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfLLMAlgorithm:
+        """Load a save; without ``env`` the model can only predict.
+
+        Args:
+            path: what :meth:`save` wrote.
+            env: environment to go on training in; its spaces must equal the saved ones.
+            device: torch device.
+            custom_objects: values that replace saved ones, as ``kwargs`` do.
+            print_system_info: print versions, those of the save included.
+            force_reset: reset the environment before the next ``learn``.
+            kwargs: constructor arguments to override.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it was saved by another class, or on another base model, or the spaces differ.
+        """
+        saved = read_save(path)
+        manifest = saved.manifest
+        if manifest["class"] != cls.__name__:
+            raise ValueError(
+                f"{path} was saved by {manifest['class']}, not by {cls.__name__}: use algorithms.{manifest['class']}.load(), "
+                f"or pass the path as policy= to start a new {cls.__name__} from its policy"
+            )
+        if print_system_info:
+            print(f"saved with agentprm_gym {manifest['agentprm_gym']}, base {manifest['base']}")
+        data = {**manifest["data"], **(custom_objects or {}), **kwargs}
+        if "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != manifest["data"]["policy_kwargs"]:
+            raise ValueError(
+                f"the specified policy_kwargs {kwargs['policy_kwargs']} do not equal the saved ones "
+                f"{manifest['data']['policy_kwargs']}; change them with custom_objects={{'policy_kwargs': ...}}"
+            )
+        model = cls("LLMPolicy", env, device=device, _init_setup_model=False, **data)
+        observation_space = _space_from_json(manifest["spaces"]["observation"])
+        action_space = _space_from_json(manifest["spaces"]["action"])
+        if env is None:
+            model.observation_space, model.action_space, model.n_envs = observation_space, action_space, 1
+        elif model.observation_space != observation_space:
+            raise ValueError(f"Observation spaces do not match: {observation_space} != {model.observation_space}")
+        elif model.action_space != action_space:
+            raise ValueError(f"Action spaces do not match: {action_space} != {model.action_space}")
+        model._setup_model()
+        check_base(saved, model.lm.name, model.lm.fingerprint, str(path))
+        for name, value in manifest["counters"].items():
+            setattr(model, name, value)
+        model._restore(saved)
+        return model
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """The trainable tensors: ``{"policy": ...}``."""
+        return {"policy": self.policy.state_dict()}
+
+    def set_parameters(  # type: ignore[override]
+        self,
+        load_path_or_dict: str | Mapping[str, Mapping[str, torch.Tensor]],
+        exact_match: bool = True,
+        device: torch.device | str = "auto",
+    ) -> None:
+        """Set tensors from :meth:`get_parameters` or from a save.
+
+        Raises:
+            ValueError: if names are missing or left over and ``exact_match`` is set, or a name is unknown.
+        """
+        if isinstance(load_path_or_dict, (str, os.PathLike)):
+            saved = read_save(load_path_or_dict)
+            check_base(saved, self.lm.name, self.lm.fingerprint, str(load_path_or_dict))
+            self._restore(saved)
+            return
+        have, got = set(self.get_parameters()), set(load_path_or_dict)
+        if got - have or (exact_match and got != have):
+            raise ValueError(f"Names of parameters do not match agents' parameters: expected {sorted(have)}, got {sorted(got)}")
+        for name, state in load_path_or_dict.items():
+            self._set_parameter_group(name, state)
+
+    def _set_parameter_group(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
+        self.policy.load_state_dict(state)
+
+    def _venv(self) -> VecEnv:
+        assert self.env is not None
+        return self.env
+
+
+def _lora_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: config[k] for k in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+
+
+def _space_to_json(space: gym.Space[Any]) -> Any:
+    if isinstance(space, gym.spaces.Dict):
+        return {key: _space_to_json(sub) for key, sub in space.spaces.items()}
+    assert isinstance(space, UnicodeText)
+    return [space.min_length, space.max_length]
+
+
+def _space_from_json(data: Any) -> gym.Space[Any]:
+    if isinstance(data, dict):
+        return gym.spaces.Dict({key: _space_from_json(value) for key, value in data.items()})
+    return UnicodeText(data[1], min_length=data[0])

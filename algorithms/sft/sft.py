@@ -1,0 +1,150 @@
+"""SFT: behaviour cloning of demonstrations, where every other algorithm starts.
+
+The loss is the negative log-probability of the demonstrated command under the *constrained* distribution, the one the
+policy acts with: capacity is not spent on learning which commands exist, since the environment says so. With
+``loss="tokens"`` it is the ordinary next-token loss on the response, for policies that will generate freely.
+
+One timestep is one demonstrated turn trained on, so ``learn(total_timesteps)`` passes over the demonstrations
+``total_timesteps / n_turns`` times; no environment is stepped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from torch.nn import functional
+
+from agentprm_gym.episodes import Episode, read_episodes
+from agentprm_gym.llm.packing import TokenTree, pack
+from agentprm_gym.llm.scoring import encode_turns, episode_log_probs
+from algorithms.common.base import LLMAlgorithm
+from algorithms.common.policy import POLICY
+
+LOSSES = ("constrained", "tokens")
+
+
+class SFT(LLMAlgorithm):
+    """Behaviour cloning on episodes.
+
+    Example:
+        >>> from algorithms import SFT
+        >>> model = SFT("tiny", "ALFWorld-v0", demonstrations="demos.jsonl.gz")  # doctest: +SKIP
+        >>> model.learn(50_000).save("sft")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "tiny",
+        env: GymEnv | str | None = None,
+        learning_rate: float = 2e-3,
+        demonstrations: str | os.PathLike[str] | Sequence[Episode] | None = None,
+        batch_size: int = 16,
+        micro_batch_size: int = 16,
+        loss: str = "constrained",
+        max_grad_norm: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        """Set up.
+
+        Args:
+            policy: see :class:`LLMAlgorithm`.
+            env: for the spaces, and for SB3's callbacks that evaluate.
+            learning_rate: peak; linear decay to zero over ``learn``.
+            demonstrations: episodes, or a file of them; needed to learn, not to predict.
+            batch_size: episodes an update.
+            micro_batch_size: episodes a forward pass; gradients are accumulated to ``batch_size``.
+            loss: ``"constrained"`` or ``"tokens"``.
+            max_grad_norm: gradient clipping.
+            kwargs: see :class:`LLMAlgorithm`.
+
+        Raises:
+            ValueError: for an unknown loss, or sizes below 1.
+        """
+        if loss not in LOSSES:
+            raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
+        if batch_size < 1 or micro_batch_size < 1:
+            raise ValueError(f"batch sizes must be 1 or more, got {batch_size} and {micro_batch_size}")
+        if isinstance(demonstrations, (str, os.PathLike)):
+            demonstrations = list(read_episodes(demonstrations))
+        self.demonstrations = demonstrations
+        self.batch_size, self.micro_batch_size = batch_size, min(micro_batch_size, batch_size)
+        self.loss, self.max_grad_norm = loss, max_grad_norm
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._queue: list[int] = []
+        super().__init__(policy, env, learning_rate, **kwargs)
+
+    def loss_sum(self, batch: Sequence[Episode]) -> torch.Tensor:
+        """Summed negative log-probability of the batch's commands, a scalar; the policy's adapter must be active."""
+        if self.loss == "constrained":
+            log_probs = episode_log_probs(self.lm, self.policy.tries, batch)
+            picked = [
+                row[turn.admissible_commands.index(turn.command)]
+                for episode, rows in zip(batch, log_probs, strict=True)
+                for turn, row in zip(episode.turns, rows, strict=True)
+                if turn.command in turn.admissible_commands
+            ]
+            return -torch.stack(picked).sum()
+        encoded = [encode_turns(self.lm.prompt, e.task, e.turns) for e in batch]
+        packed = pack([TokenTree(e.ids) for e in encoded], int(self.lm.tokenizer.pad_token_id), self.lm.device)
+        action_mask = torch.zeros_like(packed.ids, dtype=torch.bool)  # (B, L), true at response tokens
+        for row, e in enumerate(encoded):
+            for start, end in zip(e.prompt_end, e.response_end, strict=True):
+                action_mask[row, start + 1 : end + 1] = True
+        keep = action_mask[:, 1:]
+        hidden = self.lm.hidden(packed)[:, :-1][keep]  # (N, H)
+        return functional.cross_entropy(self.lm.logits(hidden), packed.ids[:, 1:][keep], reduction="sum")
+
+    def _epochs(self, rng: np.random.Generator) -> Iterator[list[Episode]]:
+        assert self.demonstrations is not None
+        while True:
+            order = rng.permutation(len(self.demonstrations))
+            for start in range(0, len(order), self.batch_size):
+                yield [self.demonstrations[int(i)] for i in order[start : start + self.batch_size]]
+
+    def _iterate(self, callback: BaseCallback) -> bool:
+        """One iteration is one pass over the demonstrations."""
+        if not self.demonstrations:
+            raise ValueError(
+                "SFT has no demonstrations: pass demonstrations= (episodes or a .jsonl file of them); "
+                "`agentprm games demos` writes some"
+            )
+        if self._optimizer is None:
+            self._optimizer = torch.optim.AdamW(
+                self.lm.adapter_parameters(POLICY), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+            )
+        callback.on_rollout_start()
+        callback.on_rollout_end()
+        losses = []
+        n_batches = -(-len(self.demonstrations) // self.batch_size)
+        for _, batch in zip(range(n_batches), self._epochs(self.policy.rng), strict=False):
+            n_turns = sum(len(e.turns) for e in batch)
+            # A short warm-up; Adam's first steps are the largest relative to its knowledge of the scale.
+            warm = min(1.0, (self._n_updates + 1) / 10)
+            for group in self._optimizer.param_groups:
+                group["lr"] = float(self.learning_rate) * warm * max(self._current_progress_remaining, 0.02)
+            with self.lm.active(POLICY, train=True):
+                total = 0.0
+                for start in range(0, len(batch), self.micro_batch_size):
+                    loss = self.loss_sum(batch[start : start + self.micro_batch_size]) / n_turns
+                    loss.backward()
+                    total += loss.item()
+                torch.nn.utils.clip_grad_norm_(self.lm.adapter_parameters(POLICY), self.max_grad_norm)
+                self._optimizer.step()
+                self._optimizer.zero_grad(set_to_none=True)
+            self._n_updates += 1
+            losses.append(total)
+            names = {"infos": [], "dones": np.zeros(0, dtype=bool), "rewards": np.zeros(0), "batch": batch}
+            if not self._count_step(callback, names, n_turns):
+                return False
+            if self.num_timesteps >= self._total_timesteps:
+                break
+        self.logger.record("train/loss", float(np.mean(losses)))
+        self.logger.record("train/n_updates", self._n_updates)
+        return True
