@@ -19,7 +19,7 @@ from agentprm_gym.games import Game, find_games
 from agentprm_gym.games.experts import SearchExpert
 
 #: Share of the episodes whose first errand is the task that the transcript shows.
-P_RELATED = 0.25
+P_RELATED = 0.5
 #: Errands, by how often they occur. {o}: an object type, {r}: a receptacle type.
 ERRANDS = (
     ("put a {o} in {r}.", 0.3),
