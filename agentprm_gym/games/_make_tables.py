@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from agentprm_gym.games.prior import CROWDING
 from agentprm_gym.games.scenes import alfworld_folder, scene
 
 HERE = Path(__file__).parent
@@ -84,7 +85,7 @@ def statistics(folder: Path) -> dict[str, Any]:
     placed: dict[str, dict[str, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
     hidden: dict[str, dict[str, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
     homes: dict[str, Counter[str]] = defaultdict(Counter)
-    chances: dict[str, Counter[str]] = defaultdict(Counter)
+    chances: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     extras: dict[str, dict[str, Counter[int]]] = defaultdict(lambda: defaultdict(Counter))
     also: dict[str, Counter[str]] = defaultdict(Counter)
     inside: Counter[str] = Counter()
@@ -122,7 +123,7 @@ def statistics(folder: Path) -> dict[str, Any]:
             for other in (Counter(rtype[r] for r in places) - Counter([home])).elements():
                 also[home][other] += 1
             for name, n in n_instances.items():
-                chances[kind_name][name] += n
+                chances[kind_name][name] += n ** (1 - CROWDING)
         in_fridge = {o for o, places in homes_of.items() if "Fridge" in {rtype[r] for r in places}}
         fridge += len(in_fridge)
         cool += len(facts["isCool"])
@@ -147,7 +148,8 @@ def statistics(folder: Path) -> dict[str, Any]:
             kind: {o: _histogram(c) for o, c in table.items() if set(c) != {0}}
             for kind, table in hidden.items()
         },
-        # How likely one receptacle of a type is the home of an object, times 10,000.
+        # How likely the only receptacle of a type is the home of an object, times 10,000; of n
+        # receptacles, each is n ** CROWDING times less likely.
         "homes": {
             o: {
                 r: round(1e4 * n / chances[o][r])

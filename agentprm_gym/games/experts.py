@@ -9,7 +9,7 @@ that somebody else's commands led to.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from math import exp
@@ -222,13 +222,17 @@ class SearchExpert:
             self._contents.clear()
             open_ = list(self._receptacles)
 
+        n = Counter(map(_type, self._receptacles))
+
         def worth(name: str) -> tuple[float, int]:
             kind = _type(name)
             if name in view.here:
                 price = 1
             else:
                 price = 2 if kind in OPENABLE else 1
-            return holding_rate(wanted, kind) * self._receptacles[name] / price, -_number(name)
+            return holding_rate(wanted, kind, n[kind]) * self._receptacles[name] / price, -_number(
+                name
+            )
 
         best = max(open_, key=worth)
         if best in view.here:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from agentprm_gym.games.prior import CROWDING
 from agentprm_gym.games.problem_text import Room, Thing
 from agentprm_gym.games.scenes import Receptacle, location_id, mangle, scene
 
@@ -69,7 +70,8 @@ def furniture(number: int) -> tuple[Receptacle, ...]:
 def homes(number: int, object_type: str) -> tuple[tuple[Receptacle, ...], tuple[int, ...]]:
     """Where in a floor plan an object of this class may lie at first, with weights."""
     rates = statistics()["homes"].get(object_type, {})
-    weights = [rates.get(r.type, 0) for r in furniture(number)]
+    n = Counter(r.type for r in furniture(number))
+    weights = [round(rates.get(r.type, 0) * 1e3 / n[r.type] ** CROWDING) for r in furniture(number)]
     if not any(weights):
         fits = tables()["can_contain"]
         weights = [int(object_type in fits.get(r.type, ())) for r in furniture(number)]

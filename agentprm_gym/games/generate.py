@@ -15,18 +15,12 @@ from typing import Any, NamedTuple
 
 from agentprm_gym.games import problem_text
 from agentprm_gym.games.furnish import Furnisher, draw, furniture, homes, statistics, tables
+from agentprm_gym.games.game import TASK_TYPES
 from agentprm_gym.games.problem_text import Room, Thing
 from agentprm_gym.games.scenes import SEEN_SCENES, UNSEEN_SCENES, scene
 
-GENERATOR_VERSION = "1"
-TASK_TYPES = (
-    "pick_and_place_simple",
-    "look_at_obj_in_light",
-    "pick_clean_then_place_in_recep",
-    "pick_heat_then_place_in_recep",
-    "pick_cool_then_place_in_recep",
-    "pick_two_obj_and_place",
-)
+# Counts up whenever the same (split, index, seed) comes to mean another game.
+GENERATOR_VERSION = "2"
 _SPLIT_LETTERS = {"train": "T", "valid_seen": "S", "valid_unseen": "U"}
 # What an object must admit, and where that is done.
 _TREATMENTS = {
