@@ -14,8 +14,9 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-import agentprm_gym
 from agentprm_gym import UnicodeText
+from agentprm_gym.envs.identity import DEFAULT_WORDS
+from tests.game_files import smallest, write_games
 
 GENERATED = {"games": "generated"}
 SPECS = [
@@ -59,10 +60,13 @@ def test_gymnasium_finds_nothing_to_complain_about(env_id, kwargs):
 
 
 @pytest.mark.parametrize("env_id", ["ALFWorld-v0", "ALFWorldPRM-v0"])
-def test_gymnasium_finds_nothing_to_complain_about_in_the_stock_engine(env_id):
-    env = gym.make(env_id, engine="textworld", **GENERATED)
+def test_gymnasium_finds_nothing_to_complain_about_in_the_stock_engine(env_id, tmp_path):
+    write_games(tmp_path, smallest(2))
+    env = gym.make(env_id, engine="textworld", games=str(tmp_path))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # TextWorld leaves the game file open.
+        warnings.filterwarnings("ignore", "unclosed file", ResourceWarning)
         check_env(env.unwrapped, skip_render_check=True)
     env.close()
 
@@ -317,8 +321,7 @@ def test_auto_resets_follow_the_queue():
     seen = [venv.reset()["feedback"][0]]
     for _ in range(2):
         seen.append(venv.step(np.array(["dance"], dtype=object))[0]["feedback"][0])
-    words = agentprm_gym.envs.identity.DEFAULT_WORDS
-    assert seen == [f"You see {words[i]}." for i in (5, 2, 7)]
+    assert seen == [f"You see {DEFAULT_WORDS[i]}." for i in (5, 2, 7)]
 
 
 def test_subprocesses_give_what_one_process_gives():
@@ -333,7 +336,8 @@ def test_subprocesses_give_what_one_process_gives():
         return out, state.turns
 
     def make():
-        return gym.make("ALFWorld-v0", games="generated", split="valid_seen")
+        # With the module's name in front, a fresh process imports it and knows the id.
+        return gym.make("agentprm_gym:ALFWorld-v0", games="generated", split="valid_seen")
 
     assert steps(SubprocVecEnv([make, make])) == steps(DummyVecEnv([make, make]))
 

@@ -65,15 +65,7 @@ class TextWorldEngine:
     def _load(self, game: Game) -> None:
         argv = list(sys.argv)
         try:
-            if game.path is not None:
-                self._env.load(game.path)
-                return
-            import json
-
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "game.tw-pddl"
-                path.write_text(json.dumps(game.data()))
-                self._env.load(str(path))
+            self._env.load(game.data())  # a dictionary: given a path, TextWorld leaves the file open
         finally:
             sys.argv[:] = argv
 

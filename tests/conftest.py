@@ -1,0 +1,29 @@
+"""Fixtures for real ALFWorld data, which a machine may not have."""
+
+from __future__ import annotations
+
+import pytest
+
+from agentprm_gym.games import TASK_TYPES, DataNotFoundError, GameList, find_games
+
+
+@pytest.fixture(scope="session")
+def real_games() -> GameList:
+    """The real train games; tests that need them skip where there are none."""
+    try:
+        return find_games("train", "alfworld")
+    except DataNotFoundError as error:
+        pytest.skip(f"needs the real ALFWorld games: {error}")
+
+
+@pytest.fixture(scope="session")
+def generated_games() -> GameList:
+    """Generated train games."""
+    return find_games("train", "generated")
+
+
+@pytest.fixture(scope="session")
+def one_of_each_type(generated_games: GameList) -> list[int]:
+    """Indices of one generated game of each task type."""
+    types = [game_id.split("-", 1)[0] for game_id in generated_games.game_ids]
+    return [types.index(t) for t in TASK_TYPES]
