@@ -42,7 +42,7 @@ def holding_rate(object_type: str, receptacle_type: str, n: int = 1) -> float:
     """
     rates, _ = _tables()
     rate = rates.get(object_type, {}).get(receptacle_type, 0.0)
-    return rate / n**CROWDING + (1e-4 if may_hold(object_type, receptacle_type) else 1e-6)
+    return rate / float(n**CROWDING) + (1e-4 if may_hold(object_type, receptacle_type) else 1e-6)
 
 
 @cache
