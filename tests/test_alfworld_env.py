@@ -147,7 +147,7 @@ def test_the_rest_plays_when_asked_to_counted_and_warned_once(folder_with_a_brok
     ids = [info["game_id"] for info in infos]
     assert len(set(ids)) == 2
     assert not any(broken.parent.name in game_id for game_id in ids)
-    assert infos[-1]["n_bad_games"] >= 2
+    assert infos[-1]["n_bad_games"] == 1
     with pytest.raises(BadGameError):
         env.reset(options={"game": str(broken)})
 

@@ -80,7 +80,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(texts))
         self.action_space = UnicodeText(_MAX_ACTION)
         self._skip_bad_games = on_bad_game == "skip"
-        self._n_bad_games = 0
+        self._bad_games: set[int] = set()
         self._order: list[int] = []  # what is left of this pass, next one last
         self._queue: deque[dict[str, Any]] = deque()
         self._card: GameCard | None = None
@@ -349,14 +349,15 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         except BadGameError as error:
             if not self._skip_bad_games:
                 raise
-            if self._n_bad_games == 0:
+            if not self._bad_games:
                 warnings.warn(
                     f"skipping games that cannot be played, the first: {error}; "
                     'info["n_bad_games"] counts them',
                     UserWarning,
                     stacklevel=4,
                 )
-            self._n_bad_games += 1
+            game = options["game"] if "game" in options else options["snapshot"].game_id
+            self._bad_games.add(self.game_index(game))
             return False
         return True
 
@@ -382,7 +383,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
             "won": bool(self._frame.won),
         }
         if self._skip_bad_games:
-            info["n_bad_games"] = self._n_bad_games
+            info["n_bad_games"] = len(self._bad_games)
         return info
 
     def _text(self) -> str:

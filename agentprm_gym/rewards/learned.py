@@ -76,11 +76,6 @@ class PRMReward:
             ValueError: The file holds no process reward model, or an argument does not fit.
         """
         file = Path(path).resolve()
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"no saved process reward model at {os.fspath(path)!r}: expected the zip that "
-                "AgentPRM.save(path) wrote"
-            )
         return cls(_shared_model(str(file), file.stat().st_mtime_ns), f"prm:{path}", **kwargs)
 
     def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from agentprm_gym.rewards.base import ProcessReward
@@ -53,10 +54,16 @@ def make_reward(name: str, **kwargs: Any) -> ProcessReward:
         FileNotFoundError: There is no PRM at the path.
     """
     if name.startswith(_PRM_PREFIX):
+        path = name.removeprefix(_PRM_PREFIX)
+        if not Path(path).is_file():
+            raise FileNotFoundError(
+                f"no saved process reward model at {path!r}: expected the zip that "
+                "AgentPRM.save(path) wrote"
+            )
         # Only here: a PRM is a language model, and loading torch takes seconds.
         from agentprm_gym.rewards.learned import PRMReward
 
-        return PRMReward.load(name.removeprefix(_PRM_PREFIX), **kwargs)
+        return PRMReward.load(path, **kwargs)
     if name not in _FACTORIES:
         raise ValueError(
             f"reward must be one of {', '.join(map(repr, reward_names()))} or 'prm:<path>', "

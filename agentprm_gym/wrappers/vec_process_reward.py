@@ -88,9 +88,7 @@ class VecProcessReward(VecEnvWrapper):
         ]
         ended = np.flatnonzero(dones).tolist()
         # An episode may begin in the middle (a restored point): ask for what came before.
-        for i, turns in zip(
-            ended, self.venv.get_attr("turns", ended) if ended else [], strict=True
-        ):
+        for i, turns in zip(ended, self.venv.get_attr("turns", ended), strict=True):
             self._turns[i] = list(turns)
         self._observations = new
         return observations, (rewards + scores).astype(np.float32), dones, infos
