@@ -188,8 +188,7 @@ def read_episodes(path: str | os.PathLike[str]) -> Iterator[Episode]:
     file = Path(path)
     if not file.is_file():
         raise FileNotFoundError(
-            f"no episodes at {str(file)!r}: expected a .jsonl or .jsonl.gz file that "
-            "write_episodes wrote"
+            f"no episodes at {str(file)!r}: expected a .jsonl or .jsonl.gz file that write_episodes wrote"
         )
     return _read_lines(file)
 
@@ -227,9 +226,7 @@ def _parse_line(line: str, file: Path, number: int) -> Episode:
         ) from None
 
 
-def write_episodes(
-    path: str | os.PathLike[str], episodes: Iterable[Episode], *, append: bool = False
-) -> int:
+def write_episodes(path: str | os.PathLike[str], episodes: Iterable[Episode], *, append: bool = False) -> int:
     """Write episodes as JSON Lines; the same episodes give the same bytes.
 
     Without ``append`` the file appears in one step when all is written: whoever reads it sees the

@@ -52,7 +52,12 @@ def write_save(target: str | os.PathLike[str] | BinaryIO, saved: SavedModel) -> 
     """Write a zip; a file appears whole or not at all."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        manifest = {"format": FORMAT, **saved.manifest, "heads": sorted(saved.heads), "adapters": sorted(saved.adapters)}
+        manifest = {
+            "format": FORMAT,
+            **saved.manifest,
+            "heads": sorted(saved.heads),
+            "adapters": sorted(saved.adapters),
+        }
         archive.writestr(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
         for name, tensors in saved.adapters.items():
             archive.writestr(f"adapters/{name}/adapter_config.json", json.dumps(saved.adapter_configs[name], indent=1))
@@ -96,7 +101,9 @@ def read_save(source: str | os.PathLike[str] | BinaryIO) -> SavedModel:
             saved = SavedModel(manifest)
             for adapter in manifest["adapters"]:
                 saved.adapter_configs[adapter] = json.loads(archive.read(f"adapters/{adapter}/adapter_config.json"))
-                saved.adapters[adapter] = load_safetensors(archive.read(f"adapters/{adapter}/adapter_model.safetensors"))
+                saved.adapters[adapter] = load_safetensors(
+                    archive.read(f"adapters/{adapter}/adapter_model.safetensors")
+                )
             for head in manifest["heads"]:
                 saved.heads[head] = load_safetensors(archive.read(f"heads/{head}.safetensors"))
             return saved

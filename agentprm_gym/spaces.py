@@ -41,9 +41,7 @@ class UnicodeText(spaces.Text):
         UnicodeText(0, 12)
     """
 
-    def __init__(
-        self, max_length: int, *, min_length: int = 0, seed: int | np.random.Generator | None = None
-    ) -> None:
+    def __init__(self, max_length: int, *, min_length: int = 0, seed: int | np.random.Generator | None = None) -> None:
         super().__init__(max_length, min_length=min_length, charset=_SAMPLED_CHARACTERS, seed=seed)
         self._shape = ()
         self.dtype = np.dtype(object)

@@ -35,7 +35,10 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_TRAINING_TEXT, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
@@ -43,7 +46,9 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def save_random_model(folder: Path, architecture: str = "llama", template: str | None = "compact", seed: int = 0) -> str:
+def save_random_model(
+    folder: Path, architecture: str = "llama", template: str | None = "compact", seed: int = 0
+) -> str:
     """Save a tiny random model; returns the folder.
 
     A Llama gets the offline tokenizer, a Qwen2 a byte-level one with a chat template.

@@ -66,9 +66,7 @@ def test_the_long_name_works():
 
 def test_task_types_narrow_the_games():
     env = make(task_types=["look_at_obj_in_light"])
-    assert {env.reset(seed=0 if i == 0 else None)[1]["task_type"] for i in range(4)} == {
-        "look_at_obj_in_light"
-    }
+    assert {env.reset(seed=0 if i == 0 else None)[1]["task_type"] for i in range(4)} == {"look_at_obj_in_light"}
 
 
 @pytest.mark.parametrize(

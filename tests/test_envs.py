@@ -90,9 +90,9 @@ def test_spec_survives_json(env_id, kwargs):
 def test_spaces_hold_what_is_returned_and_copy(env_id, kwargs):
     env = gym.make(env_id, **kwargs)
     observation, _ = env.reset(seed=0)
-    assert list(observation) == ["task", "feedback", "admissible_commands"] or set(
-        observation
-    ) == set(env.observation_space.spaces)
+    assert list(observation) == ["task", "feedback", "admissible_commands"] or set(observation) == set(
+        env.observation_space.spaces
+    )
     assert observation in env.observation_space
     assert all(isinstance(space, UnicodeText) for space in env.observation_space.spaces.values())
     assert isinstance(env.action_space, UnicodeText)
@@ -174,10 +174,7 @@ def test_a_pass_visits_every_game_once_and_passes_differ(env_id, kwargs):
         kwargs = {**kwargs, "split": "valid_seen", "task_types": ["look_at_obj_in_light"]}
     env = gym.make(env_id, **kwargs)
     n = env.unwrapped.n_games
-    passes = [
-        [env.reset(seed=11 if i == n_pass == 0 else None)[1]["game_id"] for i in range(n)]
-        for n_pass in range(2)
-    ]
+    passes = [[env.reset(seed=11 if i == n_pass == 0 else None)[1]["game_id"] for i in range(n)] for n_pass in range(2)]
     assert len(set(passes[0])) == n > 4
     assert sorted(passes[0]) == sorted(passes[1])
     assert passes[0] != passes[1]

@@ -197,6 +197,4 @@ def test_reading_streams(tmp_path):
 
 def test_turns_share_the_tuple_of_commands_that_they_are_given():
     commands = ("a", "b")
-    assert Turn(feedback="", admissible_commands=commands, command="a").admissible_commands is (
-        commands
-    )
+    assert Turn(feedback="", admissible_commands=commands, command="a").admissible_commands is (commands)

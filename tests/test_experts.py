@@ -143,14 +143,9 @@ def test_what_the_game_refused_is_not_tried_again() -> None:
 def test_noise_changes_the_order_of_search_and_little_else() -> None:
     games = list(_generated("train", 30))
     plain = [demonstrate(game) for game in games]
-    noisy = [
-        demonstrate(g, SearchExpert(np.random.default_rng(i), 1.0)) for i, g in enumerate(games)
-    ]
+    noisy = [demonstrate(g, SearchExpert(np.random.default_rng(i), 1.0)) for i, g in enumerate(games)]
     assert (
-        sum(
-            [t.command for t in a.turns] != [t.command for t in b.turns]
-            for a, b in zip(plain, noisy, strict=True)
-        )
+        sum([t.command for t in a.turns] != [t.command for t in b.turns] for a, b in zip(plain, noisy, strict=True))
         > len(games) // 3
     )
     assert sum(e.success for e in noisy) >= 0.85 * len(games)

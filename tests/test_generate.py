@@ -103,9 +103,7 @@ def test_the_id_is_known_before_the_game_is_made() -> None:
 
 def test_unseen_floor_plans_are_alfreds_and_never_in_train() -> None:
     scenes = {
-        split: {
-            int(generated_game_id(split, i).split("/")[0].rsplit("-", 1)[1]) for i in range(1500)
-        }
+        split: {int(generated_game_id(split, i).split("/")[0].rsplit("-", 1)[1]) for i in range(1500)}
         for split in SPLITS
     }
     assert not scenes["valid_unseen"] & (scenes["train"] | scenes["valid_seen"])

@@ -33,9 +33,7 @@ def test_longer_episodes_count_each_turn():
     observation, _ = env.reset(seed=0)
     rewards = []
     for i in range(4):
-        observation, reward, terminated, _, info = env.step(
-            "dance" if i == 1 else word_in(observation)
-        )
+        observation, reward, terminated, _, info = env.step("dance" if i == 1 else word_in(observation))
         rewards.append(reward)
     assert rewards == [0.25, 0.0, 0.25, 0.25]
     assert terminated

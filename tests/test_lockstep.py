@@ -68,7 +68,9 @@ def _oddity(game: Game, turn: int) -> float:
 
 def test_real_games(real_games: GameList) -> None:
     rng = random.Random(1)
-    steps = [walk(real_games[i], list(real_games[i].walkthrough), rng, N_RANDOM) for i in pick_games(real_games, 6, rng)]
+    steps = [
+        walk(real_games[i], list(real_games[i].walkthrough), rng, N_RANDOM) for i in pick_games(real_games, 6, rng)
+    ]
     assert sum(steps) > 6 * (N_RANDOM + 5)
 
 

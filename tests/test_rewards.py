@@ -73,9 +73,7 @@ def test_progress_is_potential_based():
 def test_over_an_episode_that_ends_shaping_sums_to_minus_the_first_potential(gamma):
     rng = np.random.default_rng(0)
     potentials = rng.integers(0, 5, size=12) / 4
-    steps = [
-        turn(a, b, terminated=i == 10) for i, (a, b) in enumerate(itertools.pairwise(potentials))
-    ]
+    steps = [turn(a, b, terminated=i == 10) for i, (a, b) in enumerate(itertools.pairwise(potentials))]
     discounts = gamma ** np.arange(len(steps))
     total = discounts @ ProgressReward(gamma=gamma).score(steps)
     assert total == pytest.approx(-potentials[0], abs=1e-12)

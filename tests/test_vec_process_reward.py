@@ -25,9 +25,7 @@ class Longwinded:
 
 
 def make(reward, n_envs=2, n_turns=3, **kwargs):
-    venv = make_vec_env(
-        "TextIdentity-v0", n_envs=n_envs, env_kwargs={"n_turns": n_turns, "render_mode": None}
-    )
+    venv = make_vec_env("TextIdentity-v0", n_envs=n_envs, env_kwargs={"n_turns": n_turns, "render_mode": None})
     return VecProcessReward(venv, reward, **kwargs)
 
 
@@ -76,9 +74,7 @@ def test_episodes_that_begin_in_the_middle_bring_their_turns():
 
 def test_a_cut_off_episode_has_not_terminated():
     reward = Longwinded()
-    venv = make_vec_env(
-        lambda: gym.make("TextIdentity-v0", n_turns=9, max_episode_steps=2), n_envs=1
-    )
+    venv = make_vec_env(lambda: gym.make("TextIdentity-v0", n_turns=9, max_episode_steps=2), n_envs=1)
     venv = VecProcessReward(venv, reward)
     venv.reset()
     for _ in range(2):

@@ -69,8 +69,10 @@ class NativeEngine:
         self._hot, self._cool, self._clean = properties["isHot"], properties["isCool"], properties["isClean"]
         self._sliced = properties["isSliced"]
         self._taken_from: frozenset[tuple[str, str]] = frozenset()
-        room = self._facing() if self._here() else (
-            f"You are in the middle of a room. Looking quickly around you, you see {listing(game.receptacles)}."
+        room = (
+            self._facing()
+            if self._here()
+            else (f"You are in the middle of a room. Looking quickly around you, you see {listing(game.receptacles)}.")
         )
         return self._frame(f"{_WELCOME}\n\n{room}\n\nYour task is to: {game.task}")
 
@@ -105,7 +107,9 @@ class NativeEngine:
         game_id = self._loaded().game_id
         if not isinstance(snapshot, Snapshot) or snapshot.game_id != game_id:
             got = snapshot.game_id if isinstance(snapshot, Snapshot) else type(snapshot).__name__
-            raise ValueError(f"expected a snapshot of the loaded game {game_id!r}, got {got!r}; reset to that game first")
+            raise ValueError(
+                f"expected a snapshot of the loaded game {game_id!r}, got {got!r}; reset to that game first"
+            )
         s = snapshot
         self._location, self._held, self._opened, self._taken_from = s.location, s.held, s.opened, s.taken_from
         # States share these dictionaries: every change replaces them (see _put and _remove).

@@ -84,7 +84,9 @@ class TextWorldEngine:
     def restore(self, snapshot: object) -> Frame:
         """Play the snapshot's commands from the start; the feedback is empty."""
         if self._game is None or not isinstance(snapshot, tuple):
-            raise ValueError(f"expected a snapshot of the loaded game, got {type(snapshot).__name__}; call reset(game) first")
+            raise ValueError(
+                f"expected a snapshot of the loaded game, got {type(snapshot).__name__}; call reset(game) first"
+            )
         frame = self.reset(self._game)
         for command in snapshot:
             frame = self.step(str(command))

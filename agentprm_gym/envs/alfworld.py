@@ -125,9 +125,7 @@ class ALFWorldEnv(TextGameEnv):
         game = self.games[index]
         frame = self._engine.reset(game)
         self._game = game
-        card = GameCard(
-            index, game.game_id, game.split, game.task_type, game.task, self.games.source
-        )
+        card = GameCard(index, game.game_id, game.split, game.task_type, game.task, self.games.source)
         return card, frame
 
     def _apply(self, command: str) -> tuple[Frame, float, bool]:

@@ -260,9 +260,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
             ResetNeeded: There was no reset yet.
         """
         card = self._require_card()
-        return EnvState(
-            card.game_id, card.index, self._frame, tuple(self._turns), self._done, self._save()
-        )
+        return EnvState(card.game_id, card.index, self._frame, tuple(self._turns), self._done, self._save())
 
     def restore(self, state: EnvState) -> tuple[Observation, dict[str, Any]]:
         """Go to a point of an episode, in this environment or in another one on the same games.
@@ -285,9 +283,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         self._frame, self._turns, self._done = state.frame, list(state.turns), state.done
         return self._observation(), self._info()
 
-    def episode(
-        self, *, policy: str = "", seed: int | None = None, truncated: bool | None = None
-    ) -> Episode:
+    def episode(self, *, policy: str = "", seed: int | None = None, truncated: bool | None = None) -> Episode:
         """Return the running or just finished episode as a record.
 
         Args:
@@ -339,8 +335,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
                 return
             failed.add(index)
         raise ValueError(
-            f"none of the {self.n_games} games can be played; "
-            "make the environment with on_bad_game='raise' to see why"
+            f"none of the {self.n_games} games can be played; make the environment with on_bad_game='raise' to see why"
         )
 
     def _try_start(self, options: dict[str, Any]) -> bool:
@@ -351,8 +346,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
                 raise
             if not self._bad_games:
                 warnings.warn(
-                    f"skipping games that cannot be played, the first: {error}; "
-                    'info["n_bad_games"] counts them',
+                    f'skipping games that cannot be played, the first: {error}; info["n_bad_games"] counts them',
                     UserWarning,
                     stacklevel=4,
                 )

@@ -74,8 +74,7 @@ class TextIdentityEnv(TextGameEnv):
         elif 0 <= game < len(self._words):
             return int(game)
         raise ValueError(
-            f"no game {game!r}: expected one of {', '.join(self._words)}, or an index below "
-            f"{len(self._words)}"
+            f"no game {game!r}: expected one of {', '.join(self._words)}, or an index below {len(self._words)}"
         )
 
     def subgoals(self) -> tuple[int, int]:
@@ -86,9 +85,7 @@ class TextIdentityEnv(TextGameEnv):
     def _load(self, index: int) -> tuple[GameCard, Frame]:
         self._start_index, self._n_said, self._n_right = index, 0, 0
         word = self._words[index]
-        card = GameCard(
-            index, f"echo/{word}", "train", "text_identity", "say the word that you see.", "toy"
-        )
+        card = GameCard(index, f"echo/{word}", "train", "text_identity", "say the word that you see.", "toy")
         return card, self._view()
 
     def _apply(self, command: str) -> tuple[Frame, float, bool]:

@@ -49,8 +49,7 @@ def package_tables() -> dict[str, Any]:
     for table in ("Desk", "Dresser", "SideTable"):
         can_contain[table] = sorted({*can_contain[table], "DeskLamp"})
     actions = {
-        name.lower(): sorted(o for o in constants["VAL_ACTION_OBJECTS"][name] if "Sliced" not in o)
-        for name in ACTIONS
+        name.lower(): sorted(o for o in constants["VAL_ACTION_OBJECTS"][name] if "Sliced" not in o) for name in ACTIONS
     }
     return {
         "can_contain": can_contain,
@@ -135,40 +134,27 @@ def statistics(folder: Path) -> dict[str, Any]:
             for name in place.receptacle_types:
                 key = f"more {name}" if known[name] else name
                 extras[place.kind][key][n_instances[name] - known[name]] += 1
-    never = {
-        kind: {o: _histogram(c) for o, c in table.items() if set(c) != {0}}
-        for kind, table in placed.items()
-    }
+    never = {kind: {o: _histogram(c) for o, c in table.items() if set(c) != {0}} for kind, table in placed.items()}
     return {
         "room_kinds": kinds,
         "goals": goals,
         "n_targets": {task: _histogram(c) for task, c in targets.items()},
         "placed": never,
         "hidden": {
-            kind: {o: _histogram(c) for o, c in table.items() if set(c) != {0}}
-            for kind, table in hidden.items()
+            kind: {o: _histogram(c) for o, c in table.items() if set(c) != {0}} for kind, table in hidden.items()
         },
         # How likely the only receptacle of a type is the home of an object, times 10,000; of n
         # receptacles, each is n ** CROWDING times less likely.
         "homes": {
-            o: {
-                r: round(1e4 * n / chances[o][r])
-                for r, n in table.items()
-                if 1e4 * n / chances[o][r] >= 1
-            }
+            o: {r: round(1e4 * n / chances[o][r]) for r, n in table.items() if 1e4 * n / chances[o][r] >= 1}
             for o, table in homes.items()
         },
         "also_in": {
-            r: {
-                other: round(n / inside[r], 4)
-                for other, n in table.items()
-                if n / inside[r] >= 0.001
-            }
+            r: {other: round(n / inside[r], 4) for other, n in table.items() if n / inside[r] >= 0.001}
             for r, table in also.items()
         },
         "extra_receptacles": {
-            kind: {r: _histogram(c) for r, c in table.items() if set(c) != {0}}
-            for kind, table in extras.items()
+            kind: {r: _histogram(c) for r, c in table.items() if set(c) != {0}} for kind, table in extras.items()
         },
         "pickupable": sorted(o for o, n in met.items() if liftable[o] > n / 2),
         "cool_in_fridge": round(cool / fridge, 4),
@@ -178,9 +164,7 @@ def statistics(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Write one of the tables beside this module."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("table", choices=["package", "statistics"])
     default = Path(os.environ.get("ALFWORLD_DATA", Path.home() / ".cache" / "alfworld"))
     parser.add_argument("--data", type=Path, default=default / "json_2.1.1")
@@ -190,9 +174,7 @@ def main() -> None:
     else:
         path, table = HERE / "room_statistics.json", statistics(arguments.data)
     text = json.dumps(table, indent=1, sort_keys=True)
-    text = re.sub(
-        r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text
-    )
+    text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: "[" + re.sub(r"\s*\n\s*", " ", m[1]) + "]", text)
     path.write_text(text + "\n")
     print(f"{path}: {path.stat().st_size} bytes")
 

@@ -230,9 +230,7 @@ class SearchExpert:
                 price = 1
             else:
                 price = 2 if kind in OPENABLE else 1
-            return holding_rate(wanted, kind, n[kind]) * self._receptacles[name] / price, -_number(
-                name
-            )
+            return holding_rate(wanted, kind, n[kind]) * self._receptacles[name] / price, -_number(name)
 
         best = max(open_, key=worth)
         if best in view.here:
@@ -314,9 +312,7 @@ class SearchExpert:
 
     def _ordered(self, kind: str, view: _View) -> list[str]:
         """The receptacles of a kind to go to: first those that are known to stand open."""
-        places = [
-            r for r in view.reachable if _type(r) == kind and f"go to {r}" not in self._refused
-        ]
+        places = [r for r in view.reachable if _type(r) == kind and f"go to {r}" not in self._refused]
         return sorted(places, key=lambda r: (r not in self._searched, _number(r)))
 
 
@@ -348,9 +344,7 @@ class _View:
                 self.openable_here.append(rest)
 
 
-def demonstrate(
-    game: Game, expert: SearchExpert | None = None, max_steps: int = 30, seed: int = 0
-) -> Episode:
+def demonstrate(game: Game, expert: SearchExpert | None = None, max_steps: int = 30, seed: int = 0) -> Episode:
     """Let an expert play one game natively.
 
     Args:

@@ -133,7 +133,9 @@ def read_game_file(path: str) -> dict[str, Any]:
             raise BadGameError(f"{path}: {size} bytes is too large for a game (limit {MAX_FILE_BYTES}); is it one?")
         data = json.loads(Path(path).read_bytes())
     except OSError as error:
-        raise BadGameError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
+        raise BadGameError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions"
+        ) from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, BadGameError):
             raise
@@ -198,7 +200,9 @@ def _parse_goal(text: str, where: str) -> Goal:
     def find(pattern: str) -> str:
         match = re.search(pattern, goal)
         if match is None:
-            raise UnsupportedGameError(f'{where}: unknown kind of goal: {text.strip()[:200]!r}; engine="textworld" plays it')
+            raise UnsupportedGameError(
+                f'{where}: unknown kind of goal: {text.strip()[:200]!r}; engine="textworld" plays it'
+            )
         return match[1]
 
     if "(isToggled?ot)" in goal:
@@ -221,7 +225,11 @@ def _parse_goal(text: str, where: str) -> Goal:
     states = {"isHot?o": "hot", "isCool?o": "cool", "isClean?o": "clean"}
     # An object can only become hot where it is heatable, so the pair of atoms says one thing.
     implied = {"heatable?o", "coolable?o", "cleanable?o", "inReceptacle?o?r"}
-    odd = [a for a in atoms if a not in states and a not in implied and not re.fullmatch(r"(objectType\?o|receptacleType\?r)\w+", a)]
+    odd = [
+        a
+        for a in atoms
+        if a not in states and a not in implied and not re.fullmatch(r"(objectType\?o|receptacleType\?r)\w+", a)
+    ]
     if odd or "inReceptacle?o?r" not in atoms:
         raise UnsupportedGameError(f'{where}: unknown condition in the goal: {odd}; engine="textworld" plays it')
     state = next((states[a] for a in atoms if a in states), "")
@@ -245,16 +253,22 @@ def parse_game(data: Mapping[str, Any], *, game_id: str, split: str, path: str |
     texts = {}
     for key in ("pddl_domain", "grammar", "pddl_problem"):
         if not isinstance(data.get(key), str):
-            raise BadGameError(f"{where}: {key!r} must be a string, got {type(data.get(key)).__name__}; unpack the data again")
+            raise BadGameError(
+                f"{where}: {key!r} must be a string, got {type(data.get(key)).__name__}; unpack the data again"
+            )
         texts[key] = str(data[key])
     domain, grammar, problem = texts["pddl_domain"], texts["grammar"], texts["pddl_problem"]
     if domain_digest(domain) not in _KNOWN_DOMAINS or grammar_digest(grammar) not in _KNOWN_GRAMMARS:
         what = "domain" if domain_digest(domain) not in _KNOWN_DOMAINS else "grammar"
-        raise UnsupportedGameError(f'{where}: its {what} is not one that the native engine knows; engine="textworld" plays it')
+        raise UnsupportedGameError(
+            f'{where}: its {what} is not one that the native engine knows; engine="textworld" plays it'
+        )
     task, help_text = _TASK.search(grammar), _help_text(grammar)
     task_type = next((t for t in TASK_TYPES if game_id.startswith(t)), "")
     if task is None or help_text is None or not task_type:
-        raise BadGameError(f"{where}: no task line, or no known task type in its folder's name; expected one of {TASK_TYPES}")
+        raise BadGameError(
+            f"{where}: no task line, or no known task type in its folder's name; expected one of {TASK_TYPES}"
+        )
     begin, end = problem.find("(:init"), problem.find("(:goal")
     if begin < 0 or end < begin:
         raise BadGameError(f"{where}: the problem lacks an (:init ...) followed by a (:goal ...)")
@@ -324,7 +338,9 @@ def _entities(facts: Mapping[str, list[list[str]]], where: str) -> dict[str, Any
         raise BadGameError(f"{where}: there is no receptacle at any location")
     receptacles = {r: location for r, location in sorted(at, key=lambda pair: order[pair[0]])}
     contents = grouped([(name_of(r), name_of(o)) for o, r in pairs("inReceptacle")])
-    missing = [r for r in contents if r not in receptacles and r not in {name_of(x) for x, _ in pairs("receptacleType")}]
+    missing = [
+        r for r in contents if r not in receptacles and r not in {name_of(x) for x, _ in pairs("receptacleType")}
+    ]
     if missing:
         raise BadGameError(f"{where}: {missing[0]!r} holds something but is no receptacle of the game")
     inside = grouped([(name_of(outer), name_of(inner)) for inner, outer in pairs("inReceptacleObject")])

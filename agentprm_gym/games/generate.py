@@ -54,9 +54,7 @@ def split_scenes(split: str) -> tuple[int, ...]:
 
 
 @cache
-def _possible_goals(
-    number: int, task_type: str
-) -> tuple[tuple[tuple[str, str], ...], tuple[float, ...]]:
+def _possible_goals(number: int, task_type: str) -> tuple[tuple[tuple[str, str], ...], tuple[float, ...]]:
     """All (object class, receptacle class) pairs that a floor plan can ask for, with weights."""
     place = scene(number)
     counts = statistics()["goals"][task_type].get(place.kind, {})
@@ -104,9 +102,7 @@ def _choose_goal(rng: Random, split: str, index: int, seed: int, task_type: str 
     target, receptacle = rng.choices(pairs, pair_weights)[0]
     place = "None-DeskLamp" if task_type == "look_at_obj_in_light" else f"None-{receptacle}"
     trial = f"trial_G{_SPLIT_LETTERS[split]}{seed}_{index}"
-    return Goal(
-        f"{task_type}-{target}-{place}-{number}/{trial}", task_type, target, receptacle, number
-    )
+    return Goal(f"{task_type}-{target}-{place}-{number}/{trial}", task_type, target, receptacle, number)
 
 
 def _rng(split: str, index: int, seed: int, task_type: str | None) -> Random:
@@ -116,9 +112,7 @@ def _rng(split: str, index: int, seed: int, task_type: str | None) -> Random:
     return Random(f"{GENERATOR_VERSION} {seed} {split} {index} {task_type or ''}")
 
 
-def generated_game_id(
-    split: str, index: int, seed: int = 0, *, task_type: str | None = None
-) -> str:
+def generated_game_id(split: str, index: int, seed: int = 0, *, task_type: str | None = None) -> str:
     """The id that `generate_game` will give, without making the game (some 20 microseconds).
 
     Raises:
@@ -127,9 +121,7 @@ def generated_game_id(
     return _choose_goal(_rng(split, index, seed, task_type), split, index, seed, task_type).game_id
 
 
-def generate_game(
-    split: str, index: int, seed: int = 0, *, task_type: str | None = None
-) -> dict[str, Any]:
+def generate_game(split: str, index: int, seed: int = 0, *, task_type: str | None = None) -> dict[str, Any]:
     """Make one game.
 
     Args:

@@ -226,7 +226,9 @@ def find_games(
         folder = _split_folder(root, split)
         entries = _scan(folder) if folder is not None else ()
         if not entries:
-            raise DataNotFoundError(f"no games of {split} below {root}: expected {_LAYOUT}/{split}/<task>/<trial>/{_FILE}")
+            raise DataNotFoundError(
+                f"no games of {split} below {root}: expected {_LAYOUT}/{split}/<task>/<trial>/{_FILE}"
+            )
     if source == "generated":
         from agentprm_gym.games.generate import generated_game_id
 

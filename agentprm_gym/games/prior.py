@@ -28,9 +28,7 @@ def _tables() -> tuple[dict[str, dict[str, float]], dict[str, set[str]]]:
     here = Path(__file__).parent
     homes = json.loads((here / "room_statistics.json").read_text(encoding="utf-8"))["homes"]
     fits = json.loads((here / "alfred_tables.json").read_text(encoding="utf-8"))["can_contain"]
-    rates = {
-        o.lower(): {r.lower(): n / 1e4 for r, n in table.items()} for o, table in homes.items()
-    }
+    rates = {o.lower(): {r.lower(): n / 1e4 for r, n in table.items()} for o, table in homes.items()}
     return rates, {r.lower(): {o.lower() for o in objects} for r, objects in fits.items()}
 
 

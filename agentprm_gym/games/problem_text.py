@@ -66,9 +66,7 @@ class Room:
         counts: Counter[str] = Counter()
         names: dict[str, str] = {}
         ids = [*(r.id for r in self.receptacles), *(t.id for t in self.things)]
-        for identity, lowered in sorted(
-            ((i, i.lower()) for i in ids), key=lambda p: p[1], reverse=True
-        ):
+        for identity, lowered in sorted(((i, i.lower()) for i in ids), key=lambda p: p[1], reverse=True):
             name = lowered.split("_bar_", 1)[0] + ("basin" if "basin" in lowered else "")
             counts[name] += 1
             names[identity] = f"{name} {counts[name]}"

@@ -15,9 +15,7 @@ from typing import NamedTuple
 # others its test_unseen. (`TEST_SCENE_NUMBERS` in alfworld's constants is an older division, which
 # the published games do not follow.)
 UNSEEN_SCENES = (9, 10, 29, 215, 219, 226, 308, 315, 325, 404, 424, 425)
-SEEN_SCENES = tuple(
-    n for first in (1, 201, 301, 401) for n in range(first, first + 30) if n not in UNSEEN_SCENES
-)
+SEEN_SCENES = tuple(n for first in (1, 201, 301, 401) for n in range(first, first + 30) if n not in UNSEEN_SCENES)
 ROOM_KINDS = ("Kitchen", "LivingRoom", "Bedroom", "Bathroom")
 
 

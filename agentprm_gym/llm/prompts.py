@@ -80,7 +80,9 @@ class PromptFormat:
         if self.template not in TEMPLATES:
             raise ValueError(f"prompt template must be one of {TEMPLATES}, got {self.template!r}")
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(f"{self.tokenizer.name_or_path!r}: the tokenizer has no eos_token to end a response with; set one")
+            raise ValueError(
+                f"{self.tokenizer.name_or_path!r}: the tokenizer has no eos_token to end a response with; set one"
+            )
         if self.template == "full":
             self._chat = ChatPieces.of(self.tokenizer)
         # In a chat, what ends an assistant's message is part of the template ("<|eot_id|>"): its first token ends a turn.

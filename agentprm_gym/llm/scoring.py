@@ -104,7 +104,9 @@ def trie_log_probs(
     total = torch.zeros(n_commands, dtype=torch.float32, device=device)
     if child_node:
         logits = model.logits(hidden[torch.tensor(node_rows, device=device)])  # (nodes, V)
-        scores = logits[torch.tensor(child_node, device=device), torch.tensor(child_token, device=device)]  # (children,)
+        scores = logits[
+            torch.tensor(child_node, device=device), torch.tensor(child_token, device=device)
+        ]  # (children,)
         log_probs = grouped_log_softmax(scores, torch.tensor(child_group, device=device), n_groups)
         index = torch.tensor(command_flat, device=device)
         total = total.index_add(0, index, log_probs[torch.tensor(child_flat, device=device)])

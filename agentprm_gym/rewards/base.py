@@ -71,12 +71,8 @@ def checked(scores: ArrayLike, n: int, name: str) -> NDArray[np.float64]:
     """
     array = np.asarray(scores, dtype=np.float64)
     if array.shape != (n,):
-        raise ValueError(
-            f"process reward {name!r} returned shape {array.shape} for {n} turns, expected ({n},)"
-        )
+        raise ValueError(f"process reward {name!r} returned shape {array.shape} for {n} turns, expected ({n},)")
     if not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array)).tolist()
-        raise ValueError(
-            f"process reward {name!r} returned values that are not finite, for turns {bad} of {n}"
-        )
+        raise ValueError(f"process reward {name!r} returned values that are not finite, for turns {bad} of {n}")
     return array

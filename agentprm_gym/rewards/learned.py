@@ -98,9 +98,7 @@ class PRMReward:
         if self.form == "value":
             return self.coef * np.array([item[-1] for item in values])
         before = np.array([item[0] if len(item) == 2 else 0.0 for item in values])
-        after = np.array(
-            [0.0 if t.terminated else item[-1] for t, item in zip(turns, values, strict=True)]
-        )
+        after = np.array([0.0 if t.terminated else item[-1] for t, item in zip(turns, values, strict=True)])
         scores: NDArray[np.float64] = self.coef * (self.gamma * after - before)
         return scores
 

@@ -126,7 +126,9 @@ def load_prm(path: str | os.PathLike[str] | BinaryIO, lm: LanguageModel | None =
 
     saved = read_save(path)
     if PRM not in saved.adapters or PRM not in saved.heads:
-        raise ValueError(f"{path} holds no process reward model (adapters: {sorted(saved.adapters)}); AgentPRM's saves do")
+        raise ValueError(
+            f"{path} holds no process reward model (adapters: {sorted(saved.adapters)}); AgentPRM's saves do"
+        )
     lm = lm or LanguageModel.load(saved.manifest["base"]["name"])
     check_base(saved, lm.name, lm.fingerprint, str(path))
     config = saved.adapter_configs[PRM]

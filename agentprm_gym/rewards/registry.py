@@ -57,18 +57,14 @@ def make_reward(name: str, **kwargs: Any) -> ProcessReward:
         path = name.removeprefix(_PRM_PREFIX)
         if not Path(path).is_file():
             raise FileNotFoundError(
-                f"no saved process reward model at {path!r}: expected the zip that "
-                "AgentPRM.save(path) wrote"
+                f"no saved process reward model at {path!r}: expected the zip that AgentPRM.save(path) wrote"
             )
         # Only here: a PRM is a language model, and loading torch takes seconds.
         from agentprm_gym.rewards.learned import PRMReward
 
         return PRMReward.load(path, **kwargs)
     if name not in _FACTORIES:
-        raise ValueError(
-            f"reward must be one of {', '.join(map(repr, reward_names()))} or 'prm:<path>', "
-            f"got {name!r}"
-        )
+        raise ValueError(f"reward must be one of {', '.join(map(repr, reward_names()))} or 'prm:<path>', got {name!r}")
     try:
         return _FACTORIES[name](**kwargs)
     except TypeError as error:

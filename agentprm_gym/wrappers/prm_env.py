@@ -66,7 +66,5 @@ class ALFWorldPRMEnv(ALFWorldEnv):
         running = not self._done
         before = progress(self) if running and self.process_reward.privileged else None
         observation, reward, terminated, truncated, info = super().step(action)
-        total, info = add_process_reward(
-            self.process_reward, self, observation, reward, terminated, info, before
-        )
+        total, info = add_process_reward(self.process_reward, self, observation, reward, terminated, info, before)
         return observation, total, terminated, truncated, info

@@ -73,14 +73,9 @@ class VecProcessReward(VecEnvWrapper):
         """
         observations, rewards, dones, infos = self.venv.step_wait()
         if any("reward/prm" in info for info in infos):
-            raise ValueError(
-                "the environments have a process reward already; wrap ALFWorld-v0 instead"
-            )
+            raise ValueError("the environments have a process reward already; wrap ALFWorld-v0 instead")
         new = self._split(observations)
-        batch = [
-            self._record(i, infos[i], float(rewards[i]), bool(dones[i]), new[i])
-            for i in range(self.num_envs)
-        ]
+        batch = [self._record(i, infos[i], float(rewards[i]), bool(dones[i]), new[i]) for i in range(self.num_envs)]
         scores = checked(self.process_reward.score(batch), self.num_envs, self.process_reward.name)
         infos = [
             {**info, "reward/env": float(reward), "reward/prm": float(score)}
@@ -93,9 +88,7 @@ class VecProcessReward(VecEnvWrapper):
         self._observations = new
         return observations, (rewards + scores).astype(np.float32), dones, infos
 
-    def _record(
-        self, i: int, info: dict[str, Any], reward: float, done: bool, new: dict[str, str]
-    ) -> ScoredTurn:
+    def _record(self, i: int, info: dict[str, Any], reward: float, done: bool, new: dict[str, str]) -> ScoredTurn:
         before = self._observations[i]
         after = info["terminal_observation"] if done else new
         turn = Turn(
@@ -118,7 +111,4 @@ class VecProcessReward(VecEnvWrapper):
 
     def _split(self, observations: VecEnvObs) -> list[dict[str, str]]:
         assert isinstance(observations, dict)
-        return [
-            {key: str(texts[i]) for key, texts in observations.items()}
-            for i in range(self.num_envs)
-        ]
+        return [{key: str(texts[i]) for key, texts in observations.items()} for i in range(self.num_envs)]

@@ -32,7 +32,9 @@ def add_game_options(parser: argparse.ArgumentParser, split: str) -> None:
         help="'auto' (real games if ALFWORLD_DATA or the default cache has them, else generated), 'alfworld', 'generated', "
         "or a folder (default: %(default)s)",
     )
-    group.add_argument("--task-types", nargs="+", metavar="TYPE", help=f"only these: {', '.join(TASK_TYPES)} (default: all)")
+    group.add_argument(
+        "--task-types", nargs="+", metavar="TYPE", help=f"only these: {', '.join(TASK_TYPES)} (default: all)"
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
@@ -59,7 +61,13 @@ def env_kwargs(args: argparse.Namespace, **override: Any) -> dict[str, Any]:
 @contextmanager
 def progress(console: Console) -> Iterator[Progress]:
     """A progress display."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=not console.is_terminal) as bars:
         yield bars
 

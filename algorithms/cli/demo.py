@@ -96,9 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         evaluated("SFT", "sft", lambda: load_policy(str(sft_path), test, args.device).actor(rows))
         evaluated("AgentPRM", "agentprm", lambda: load_policy(str(prm_path), test, args.device).actor(rows))
         name = f"AgentPRM, best of {BEST_OF}"
-        evaluated(
-            name, "best_of", lambda: AgentPRM.load(prm_path, test, device=args.device).best_of_n(rows, BEST_OF)
-        )
+        evaluated(name, "best_of", lambda: AgentPRM.load(prm_path, test, device=args.device).best_of_n(rows, BEST_OF))
     _report(args, console, results, test_games)
     return 0
 
@@ -127,9 +125,7 @@ def _evaluate(
 ) -> list[Episode]:
     from algorithms.common.evaluation import evaluate
 
-    return evaluate(
-        actor, venv, games=range(n_games), seed=seed, policy_name=name, on_episode=lambda _: advance()
-    )
+    return evaluate(actor, venv, games=range(n_games), seed=seed, policy_name=name, on_episode=lambda _: advance())
 
 
 def _report(args: argparse.Namespace, console: Console, results: dict[str, Sequence[Episode]], games: Any) -> None:
@@ -152,7 +148,9 @@ def _report(args: argparse.Namespace, console: Console, results: dict[str, Seque
         table.add_row(name, str(row.n), common.percent(row), against, f"{row.mean_steps:.1f}")
     console.print(table)
     source = {"source": games.source, "split": args.split, "content_hash": games.content_hash}
-    common.write_json(args.out / "result.json", {**common.provenance(), "seed": args.seed, "games": source, "rows": rows})
+    common.write_json(
+        args.out / "result.json", {**common.provenance(), "seed": args.seed, "games": source, "rows": rows}
+    )
     console.print(
         f"everything is in [bold]{args.out}[/]; curves: make tensorboard, or tensorboard --logdir {args.out / 'tb'}\n"
         f"watch it play: agentprm play --policy {args.out / 'agentprm.zip'}"

@@ -52,7 +52,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with common.progress(console) as bars:
         bar = bars.add_task(f"playing {len(games)} games of {args.split}", total=len(games))
         episodes = evaluate(
-            actor, venv, games=games, seed=args.seed, policy_name=Path(args.model).name, on_episode=lambda _: bars.advance(bar)
+            actor,
+            venv,
+            games=games,
+            seed=args.seed,
+            policy_name=Path(args.model).name,
+            on_episode=lambda _: bars.advance(bar),
         )
     rows = by_task_type(episodes)
     games_list = venv.get_attr("games", indices=[0])[0]

@@ -29,7 +29,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--epochs", type=int, default=8, help="sft: passes over the demonstrations")
     parser.add_argument("--iterations", type=int, default=2, help="agentprm: iterations of roll out, fit, improve")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings", help="constructor arguments, e.g. gamma=0.9"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="constructor arguments, e.g. gamma=0.9",
     )
     common.add_game_options(parser, "train")
     common.add_run_options(parser, "runs/train")
@@ -83,7 +88,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     settings = parse_settings(args.settings)
     shared = {"seed": args.seed, "tensorboard_log": str(args.out / "tb"), "device": args.device, "verbose": 0}
-    common.write_json(args.out / "settings.json", {**common.provenance(), "args": {k: str(v) for k, v in vars(args).items()}})
+    common.write_json(
+        args.out / "settings.json", {**common.provenance(), "args": {k: str(v) for k, v in vars(args).items()}}
+    )
     venv = make_eval_env(n_envs=args.n_envs, **common.env_kwargs(args))
     model: SFT | AgentPRM
     with common.progress(console) as bars:
@@ -97,7 +104,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 assert model.demonstrations is not None
                 total = args.epochs * sum(len(e.turns) for e in model.demonstrations)
                 bar = bars.add_task(f"SFT on {len(model.demonstrations)} demonstrations", total=total)
-                model.learn(total, callback=lambda names, _: bars.update(bar, completed=names["self"].num_timesteps) or True)
+                model.learn(
+                    total, callback=lambda names, _: bars.update(bar, completed=names["self"].num_timesteps) or True
+                )
             else:
                 model = AgentPRM(args.policy, venv, n_iterations=args.iterations, **shared, **settings)
                 model.on_stage = common.StageBars(bars, model).update
@@ -107,5 +116,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 raise
             raise ValueError(f"--set: {error}; see the constructor's documentation for its arguments") from error
     model.save(args.out / "model.zip")
-    console.print(f"saved [bold]{args.out / 'model.zip'}[/]; next: agentprm eval {args.out / 'model.zip'} --split valid_seen")
+    console.print(
+        f"saved [bold]{args.out / 'model.zip'}[/]; next: agentprm eval {args.out / 'model.zip'} --split valid_seen"
+    )
     return 0

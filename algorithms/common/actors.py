@@ -213,8 +213,7 @@ class BestOfNActor:
             values = log_probs.tolist()
             best = int(np.argmax(scores))
             candidates = [
-                _candidate(request.admissible_commands[i], s, values[i])
-                for i, s in zip(distinct, scores, strict=True)
+                _candidate(request.admissible_commands[i], s, values[i]) for i, s in zip(distinct, scores, strict=True)
             ]
             answers.append(Answer(request.admissible_commands[distinct[best]], values[distinct[best]], candidates))
         return answers

@@ -254,7 +254,10 @@ class LLMAlgorithm(BaseAlgorithm):
         """The constructor's arguments, its own and this class's, read back from the attributes of the same names."""
         renamed = {"n_envs": "n_envs_wanted", "stats_window_size": "_stats_window_size"}
         skip = {"self", "policy", "env", "device", "_init_setup_model", "demonstrations", "kwargs"}
-        names = [*inspect.signature(type(self).__init__).parameters, *inspect.signature(LLMAlgorithm.__init__).parameters]
+        names = [
+            *inspect.signature(type(self).__init__).parameters,
+            *inspect.signature(LLMAlgorithm.__init__).parameters,
+        ]
         return {name: getattr(self, renamed.get(name, name)) for name in names if name not in skip}
 
     def _to_save(self) -> SavedModel:
@@ -271,9 +274,7 @@ class LLMAlgorithm(BaseAlgorithm):
                 "action": _space_to_json(self.action_space),
             },
         }
-        return SavedModel(
-            manifest, {POLICY: lm.adapter_state(POLICY)}, {POLICY: lm.adapter_config(POLICY)}
-        )
+        return SavedModel(manifest, {POLICY: lm.adapter_state(POLICY)}, {POLICY: lm.adapter_config(POLICY)})
 
     def _restore(self, saved: SavedModel) -> None:
         """Take over what :meth:`_to_save` wrote."""
@@ -373,7 +374,9 @@ class LLMAlgorithm(BaseAlgorithm):
             return
         have, got = set(self.get_parameters()), set(load_path_or_dict)
         if got - have or (exact_match and got != have):
-            raise ValueError(f"Names of parameters do not match agents' parameters: expected {sorted(have)}, got {sorted(got)}")
+            raise ValueError(
+                f"Names of parameters do not match agents' parameters: expected {sorted(have)}, got {sorted(got)}"
+            )
         for name, state in load_path_or_dict.items():
             self._set_parameter_group(name, state)
 

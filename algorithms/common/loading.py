@@ -40,9 +40,7 @@ def load_policy(model: str, venv: VecEnv, device: str = "auto") -> LLMPolicy:
     return policy
 
 
-def load_actor(
-    model: str, venv: VecEnv, *, best_of: int = 1, temperature: float = 1.0, device: str = "auto"
-) -> Actor:
+def load_actor(model: str, venv: VecEnv, *, best_of: int = 1, temperature: float = 1.0, device: str = "auto") -> Actor:
     """An actor with a row for each environment.
 
     Args:

@@ -122,9 +122,7 @@ class LLMPolicy(BasePolicy):
     def actor(self, n_rows: int, *, temperature: float | None = None, n_candidates: int = 1) -> PolicyActor:
         """An actor with caches for ``n_rows`` running episodes."""
         chosen = self.temperature if temperature is None else temperature
-        return PolicyActor(
-            self.lm, POLICY, n_rows, temperature=chosen, n_candidates=n_candidates, tries=self.tries
-        )
+        return PolicyActor(self.lm, POLICY, n_rows, temperature=chosen, n_candidates=n_candidates, tries=self.tries)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Not used: acting goes through :meth:`predict` and actors, training through ``episode_log_probs``."""
@@ -160,7 +158,9 @@ class LLMPolicy(BasePolicy):
                 "an SB3 VecEnv returns just the observations"
             )
         if not isinstance(observation, Mapping) or not set(KEYS) <= set(observation):
-            raise ValueError(f"predict() expects a mapping with the keys {list(KEYS)}, got {type(observation).__name__}")
+            raise ValueError(
+                f"predict() expects a mapping with the keys {list(KEYS)}, got {type(observation).__name__}"
+            )
         single = np.ndim(observation["task"]) == 0
         columns = [[str(observation[k])] if single else [str(x) for x in observation[k]] for k in KEYS]
         n = len(columns[0])
