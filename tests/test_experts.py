@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from agentprm_gym.engines.native import NativeEngine
-from agentprm_gym.games.experts import SearchExpert, TaskGoal, demonstrate, read_task
+from agentprm_gym.games.demos import demonstrate, demonstrations
+from agentprm_gym.games.experts import SearchExpert, TaskGoal, read_task
 from agentprm_gym.games.game import Game, parse_game
 from agentprm_gym.games.generate import generate_game
+from agentprm_gym.games.listing import find_games
 
 N_GAMES = 102
 
@@ -37,8 +39,6 @@ def test_the_expert_wins_nearly_all_real_games_in_time(split: str) -> None:
     root = Path(os.environ.get("ALFWORLD_DATA", Path.home() / ".cache" / "alfworld"))
     if not (root / "json_2.1.1" / split).is_dir():
         pytest.skip(f"no real games of {split}: set ALFWORLD_DATA or run alfworld-download")
-    from agentprm_gym.games.listing import find_games
-
     games = find_games(split, "alfworld")
     chosen = games[:: max(1, len(games) // 60)]
     episodes = [demonstrate(game) for game in chosen]
@@ -177,3 +177,16 @@ def test_all_twelve_task_sentences_are_understood(task: str, goal: tuple[str, st
 def test_free_text_is_refused_with_an_example() -> None:
     with pytest.raises(ValueError, match=r"hot potato.*does not understand free text"):
         SearchExpert().act("Kindly tidy up.", "", ["look"])
+
+
+def test_demonstrations_are_won_and_drawn_by_seed():
+    games = find_games("train", "generated")
+    kept = []
+    first = demonstrations(games, 5, seed=1, on_episode=kept.append)
+    assert [e.success for e in first] == [True] * 5
+    assert kept == first == demonstrations(games, 5, seed=1)
+    assert {e.game_id for e in first} != {e.game_id for e in demonstrations(games, 5, seed=2)}
+    # Fewer games than wanted: each is played once.
+    assert len(demonstrations(games, 5, indices=[3, 4])) <= 2
+    with pytest.raises(ValueError, match="at least 1"):
+        demonstrations(games, 0)

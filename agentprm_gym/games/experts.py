@@ -1,4 +1,4 @@
-"""Experts that play ALFWorld games, and the demonstrations that they give.
+"""Experts that play ALFWorld games; `agentprm_gym.games.demos` lets them show how.
 
 `SearchExpert` knows what any player may know: the task, what it has seen since the game began, and
 what is usually kept where (totals over train games, shipped with the package). It says why it does
@@ -13,15 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from math import exp
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from agentprm_gym.games.prior import OPENABLE, RECEPTACLES, holding_rate, may_hold
-
-if TYPE_CHECKING:
-    from agentprm_gym.episodes import Episode
-    from agentprm_gym.games.game import Game
 
 _TASKS = [
     (kind, re.compile(pattern + r"\.?$"))
@@ -342,58 +338,3 @@ class _View:
                 self.uses.append(command)
             elif verb == "open":
                 self.openable_here.append(rest)
-
-
-def demonstrate(game: Game, expert: SearchExpert | None = None, max_steps: int = 30, seed: int = 0) -> Episode:
-    """Let an expert play one game natively.
-
-    Args:
-        game: The game.
-        expert: Who plays; a noiseless `SearchExpert` by default. It is reset first.
-        max_steps: After so many commands the episode is cut off.
-        seed: Written into the episode, and the default expert's seed.
-
-    Returns:
-        The episode, its `policy` being `"expert:search"`; rewards are 1.0 on the winning turn,
-        else 0.
-
-    Raises:
-        ValueError: `max_steps` below 1, or a task sentence that the expert does not understand.
-    """
-    from agentprm_gym.engines.native import NativeEngine
-    from agentprm_gym.episodes import Episode, Turn
-
-    if max_steps < 1:
-        raise ValueError(f"expected max_steps of at least 1, got {max_steps}")
-    expert = SearchExpert(np.random.default_rng(seed)) if expert is None else expert
-    expert.reset()
-    engine = NativeEngine()
-    frame = engine.reset(game)
-    turns: list[Any] = []
-    while not frame.won and len(turns) < max_steps:
-        before = frame
-        reason, command = expert.act(game.task, before.feedback, before.admissible_commands)
-        frame = engine.step(command)
-        turns.append(
-            Turn(
-                feedback=before.feedback,
-                admissible_commands=before.admissible_commands,
-                reason=reason,
-                command=command,
-                response=f"{reason}\nACTION: {command}",
-                is_admissible=True,
-                reward=float(frame.won),
-            )
-        )
-    engine.close()
-    return Episode(
-        game_id=game.game_id,
-        split=game.split,
-        task_type=game.task_type,
-        task=game.task,
-        success=frame.won,
-        truncated=not frame.won,
-        policy="expert:search",
-        seed=seed,
-        turns=turns,
-    )

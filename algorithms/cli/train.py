@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from agentprm_gym.games.demos import demonstrations as expert_demonstrations
 from algorithms.cli import common
 
 ALGORITHMS = ("sft", "agentprm")
@@ -59,23 +60,6 @@ def parse_settings(pairs: list[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             settings[key] = value
     return settings
-
-
-def expert_demonstrations(games: Any, n: int, seed: int, indices: Any = None) -> list[Any]:
-    """Successful demonstrations of the searching expert on ``n`` games drawn by seed."""
-    import numpy as np
-
-    from agentprm_gym.games.experts import demonstrate
-
-    pool = np.arange(len(games)) if indices is None else np.asarray(indices)
-    out = []
-    for index in np.random.default_rng([seed, 11]).permutation(pool):
-        episode = demonstrate(games[int(index)], seed=int(index))
-        if episode.success:
-            out.append(episode)
-        if len(out) == n:
-            break
-    return out
 
 
 def run(args: argparse.Namespace, console: Console) -> int:

@@ -106,6 +106,8 @@ def collect(
         actor.start(row, str(observation["task"]), task.history)
         n_next += 1
 
+    if len(tasks) < venv.num_envs:
+        venv.reset()  # environments without a task are stepped along with the others
     for row in range(venv.num_envs):
         begin(row)
     while running:
