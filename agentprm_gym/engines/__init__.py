@@ -1,4 +1,4 @@
-"""Two ways to run a game: ``"native"``, ours and fast, and ``"textworld"``, the stock stack and the judge."""
+"""Two ways to run a game: `"native"`, ours and fast, and `"textworld"`, stock and the judge."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ def make_engine(name: str) -> Engine:
     """Make an engine by name.
 
     Raises:
-        ValueError: for an unknown name, listing the choices.
-        ImportError: if ``"textworld"`` is asked for and not installed.
+        ValueError: Unknown name.
+        ImportError: `"textworld"` is asked for and not installed.
     """
+    # Imported here: the stock stack takes seconds to load, and few need it.
     if name == "native":
         from agentprm_gym.engines.native import NativeEngine
 
@@ -24,4 +25,4 @@ def make_engine(name: str) -> Engine:
         from agentprm_gym.engines.textworld import TextWorldEngine
 
         return TextWorldEngine()
-    raise ValueError(f"unknown engine {name!r}: expected one of {list(ENGINES)}")
+    raise ValueError(f"unknown engine {name!r}: choose from {', '.join(ENGINES)}")

@@ -1,353 +1,384 @@
-"""The native engine: ALFWorld in plain Python, string for string what TextWorld says.
+"""The native engine: ALFWorld in plain Python, string for string what the stock stack says.
 
-It holds only what can change. Where the stock stack's text depends on how it keeps facts, that is kept too: a "not in" fact
-exists only after an object was taken, and it is what makes ``look`` say "Next to it, you see a candle 1".
+It keeps only what can change. One thing looks superfluous: `_left`, the pairs of an object and a
+receptacle that it was taken from. TextWorld keeps a negative fact for them, and its grammar lists
+an object as lying "next to" the furniture exactly where it finds one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from bisect import bisect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-from agentprm_gym.engines.base import Frame
+from agentprm_gym.engines import texts
+from agentprm_gym.engines.base import NOTHING_HAPPENS, Frame
 from agentprm_gym.games.game import Game
 
-_WELCOME = "-= Welcome to TextWorld, ALFRED! =-"
-NOTHING_HAPPENS = "Nothing happens."
 _KNIVES = frozenset({"Knife", "ButterKnife"})
+# The receptacle types that heat and cool; those that clean depend on the domain's version.
+_HEATERS = frozenset({"Microwave"})
+_COOLERS = frozenset({"Fridge"})
+
+_Things = frozenset[str]
+_Action = tuple[Callable[[str, str], str], str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A state: everything of a running game that can change."""
+class Snapshot(NamedTuple):
+    """What has changed since the start of a game: some hundred bytes when pickled."""
 
     game_id: str
     location: str
     held: str | None
-    contents: dict[str, tuple[str, ...]]
-    locations: dict[str, tuple[str, ...]]
-    opened: frozenset[str]
-    hot: frozenset[str]
-    cool: frozenset[str]
-    clean: frozenset[str]
-    sliced: frozenset[str]
-    toggled: frozenset[str]
-    taken_from: frozenset[tuple[str, str]]
-
-
-def listing(names: Iterable[str]) -> str:
-    """TextWorld's list: "a X", "a X, and a Y", "a X, a Y, and a Z"; "nothing" where there is none."""
-    items = [f"a {name}" for name in names]
-    return _join(items) if items else "nothing"
-
-
-def _join(items: list[str]) -> str:
-    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + ", and " + items[-1]
+    contents: Mapping[str, tuple[str, ...]]
+    locations: Mapping[str, tuple[str, ...]]
+    opened: _Things
+    clean: _Things
+    hot: _Things
+    cool: _Things
+    sliced: _Things
+    toggled: _Things
+    left: frozenset[tuple[str, str]]
 
 
 class NativeEngine:
-    """Runs one game at a time; resets and steps take microseconds."""
+    """Runs one game at a time; a reset or a step takes some microseconds."""
 
     def __init__(self) -> None:
-        """Make an engine without a game."""
         self._game: Game | None = None
 
-    # ------------------------------------------------------------------ interface
+    # Interface --------------------------------------------------------------------------------
+
     def reset(self, game: Game) -> Frame:
         """Start a game; its first feedback is the welcome, the room and the task."""
-        self._game = game
-        here: dict[str, list[str]] = {}
-        for receptacle, location in game.receptacles.items():
-            here.setdefault(location, []).append(receptacle)
-        self._at: dict[str, tuple[str, ...]] = {location: tuple(names) for location, names in here.items()}
-        self._travel: dict[str, list[tuple[str, str]]] = {}
-        properties = game.properties
-        self._location, self._held = game.start, None
+        if game is not self._game:
+            self._prepare(game)
+        self._location = game.start
+        self._held: str | None = None
         self._contents = dict(game.contents)
         self._locations = dict(game.locations)
-        self._opened, self._toggled = properties["opened"], properties["isToggled"]
-        self._hot, self._cool, self._clean = properties["isHot"], properties["isCool"], properties["isClean"]
-        self._sliced = properties["isSliced"]
-        self._taken_from: frozenset[tuple[str, str]] = frozenset()
-        room = (
-            self._facing()
-            if self._here()
-            else (f"You are in the middle of a room. Looking quickly around you, you see {listing(game.receptacles)}.")
-        )
-        return self._frame(f"{_WELCOME}\n\n{room}\n\nYour task is to: {game.task}")
+        # What differs from the start, replaced at every change and never altered: snapshots share
+        # these two dictionaries.
+        self._new_contents: Mapping[str, tuple[str, ...]] = {}
+        self._new_locations: Mapping[str, tuple[str, ...]] = {}
+        properties = game.properties
+        self._opened = properties["opened"]
+        self._clean, self._hot, self._cool = (properties[p] for p in ("isClean", "isHot", "isCool"))
+        self._sliced, self._toggled = properties["isSliced"], properties["isToggled"]
+        self._left: frozenset[tuple[str, str]] = frozenset()
+        # Only this first look lists the room: the rule asks for receptacles at a location, which a
+        # later look has bound to the agent's own.
+        seen = self._look() if self._here() else texts.room(tuple(game.receptacles))
+        return self._frame(f"{texts.WELCOME}\n\n{seen}\n\nYour task is to: {game.task}")
 
     def step(self, command: str) -> Frame:
-        """Execute a command; surrounding white space does not matter, case does."""
-        action = self._actions.get(command.strip())
-        return self._frame(action() if action is not None else NOTHING_HAPPENS)
+        """Execute any string; what is no admissible command says so and changes nothing."""
+        game = self._loaded()
+        command = command.strip()
+        action = self._actions.get(command)
+        if action is not None:
+            perform, o, r = action
+            return self._frame(perform(o, r))
+        destination = self._destinations.get(command)
+        if destination is None or game.receptacles[destination] == self._location:
+            return self._frame(NOTHING_HAPPENS)
+        self._location = game.receptacles[destination]
+        seen = self._examine_receptacle("", destination)
+        return self._frame(f"You arrive at {destination}. {seen}")
 
     def snapshot(self) -> Snapshot:
-        """The current state."""
+        """Return the current state."""
         return Snapshot(
-            self._loaded().game_id,
-            self._location,
-            self._held,
-            self._contents,
-            self._locations,
-            self._opened,
-            self._hot,
-            self._cool,
-            self._clean,
-            self._sliced,
-            self._toggled,
-            self._taken_from,
+            game_id=self._loaded().game_id,
+            location=self._location,
+            held=self._held,
+            contents=self._new_contents,
+            locations=self._new_locations,
+            opened=self._opened,
+            clean=self._clean,
+            hot=self._hot,
+            cool=self._cool,
+            sliced=self._sliced,
+            toggled=self._toggled,
+            left=self._left,
         )
 
     def restore(self, snapshot: object) -> Frame:
-        """Go to a state of the loaded game.
+        """Go to a state of the loaded game; the feedback is empty.
 
         Raises:
-            ValueError: if it is no snapshot of this game.
+            ValueError: It is no snapshot of the loaded game.
         """
-        game_id = self._loaded().game_id
-        if not isinstance(snapshot, Snapshot) or snapshot.game_id != game_id:
-            got = snapshot.game_id if isinstance(snapshot, Snapshot) else type(snapshot).__name__
+        game = self._loaded()
+        if not isinstance(snapshot, Snapshot) or snapshot.game_id != game.game_id:
+            got = getattr(snapshot, "game_id", type(snapshot).__name__)
             raise ValueError(
-                f"expected a snapshot of the loaded game {game_id!r}, got {got!r}; reset to that game first"
+                f"expected a snapshot of the loaded game {game.game_id!r}, got {got!r}; "
+                "call reset with its game first"
             )
-        s = snapshot
-        self._location, self._held, self._opened, self._taken_from = s.location, s.held, s.opened, s.taken_from
-        # States share these dictionaries: every change replaces them (see _put and _remove).
-        self._contents, self._locations = s.contents, s.locations
-        self._hot, self._cool, self._clean = s.hot, s.cool, s.clean
-        self._sliced, self._toggled = s.sliced, s.toggled
+        self._location, self._held = snapshot.location, snapshot.held
+        self._new_contents, self._new_locations = snapshot.contents, snapshot.locations
+        self._contents = {**game.contents, **snapshot.contents}
+        self._locations = {**game.locations, **snapshot.locations}
+        self._opened, self._left = snapshot.opened, snapshot.left
+        self._clean, self._hot, self._cool = snapshot.clean, snapshot.hot, snapshot.cool
+        self._sliced, self._toggled = snapshot.sliced, snapshot.toggled
         return self._frame("")
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Nothing is held."""
 
     def subgoals(self) -> tuple[int, int]:
-        """Privileged progress: ``(done, total)``, equal exactly when the game is won.
+        """Return how many subgoals are done now, and how many there are: privileged knowledge.
 
-        * place: an object of the type is in hand or in place; (with a state: it has the state too;) and it is in place.
-          The best object counts.
-        * place two: for the best place: each of two objects counts one in hand, two in the place.
-        * look: the object is in hand; a lamp at the agent's location is on.
+        Both are equal exactly when the game is won. Progress that is undone is taken back.
+
+        | goal              | subgoals, of the object (or place) that is furthest        |
+        |-------------------|------------------------------------------------------------|
+        | place             | 2: in hand, 1; in its place, 2                             |
+        | clean, heat, cool | 3: in hand, 1; treated, 1; treated and in its place, all 3 |
+        | place two         | 4: each of two objects in one place, 2; one in hand, 1     |
+        | look              | 2: object in hand; a lamp beside the agent was turned on   |
+
+        An object laid where it belongs before it is treated counts nothing: it must be fetched
+        again.
         """
-        game = self._loaded()
-        goal = game.goal
-        objects = [o for o, t in game.object_types.items() if t == goal.object_type]
+        goal, targets = self._loaded().goal, self._targets
         if goal.kind == "look":
-            return int(self._held in objects) + int(self._lamp_here(goal.lamp_type)), 2
-        places = [r for r, t in game.receptacle_types.items() if t == goal.receptacle_type]
+            return int(self._held in targets) + int(self._lit()), 2
+        holding = int(self._held in targets)
         if goal.kind == "place_two":
-            most = max((sum(o in objects for o in self._contents.get(r, ())) for r in places), default=0)
-            return min(2 * min(most, 2) + int(most < 2 and self._held in objects), 4), 4
-        having = {"hot": self._hot, "cool": self._cool, "clean": self._clean}.get(goal.state)
-        total = 2 if having is None else 3
-        best = 0
-        for o in objects:
-            placed = any(o in self._contents.get(r, ()) for r in places)
-            ready = having is None or o in having
-            if placed and ready:
-                return total, total
-            # An object put away before it has its state must be taken again: that it lies there is no progress.
-            best = max(best, int(o == self._held) + int(having is not None and ready))
-        return best, total
+            placed = min(2, self._most_in_one_place())
+            return (4, 4) if placed == 2 else (2 * placed + holding, 4)
+        if self._most_in_one_place():
+            return (3, 3) if goal.states else (2, 2)
+        if not goal.states:
+            return holding, 2
+        return max((int(o == self._held) + int(self._treated(o)) for o in targets), default=0), 3
 
-    # ------------------------------------------------------------------ state
+    # State ------------------------------------------------------------------------------------
+
+    def _prepare(self, game: Game) -> None:
+        """Look up what stays the same in all episodes of a game."""
+        goal, properties = game.goal, game.properties
+        here: dict[str, list[str]] = {}
+        for r, location in game.receptacles.items():
+            here.setdefault(location, []).append(r)
+        self._at = {location: tuple(names) for location, names in here.items()}
+        self._destinations = {f"go to {r}": r for r in game.receptacles}
+        self._journeys: dict[str, tuple[str, ...]] = {}
+        self._targets = frozenset(
+            o
+            for o, kind in game.object_types.items()
+            if kind == goal.object_type and all(o in properties[a] for a in goal.affordances)
+        )
+        self._places = tuple(
+            r for r, kind in game.receptacle_types.items() if kind == goal.receptacle_type
+        )
+        self._lamps = frozenset(
+            o
+            for o, kind in game.object_types.items()
+            if kind == goal.lamp_type and o in properties["toggleable"]
+        )
+        self._always: dict[str, _Action] = {
+            "help": (self._help, "", ""),
+            "inventory": (self._inventory, "", ""),
+            "look": (self._look, "", ""),
+        }
+        self._game = game
+
     def _loaded(self) -> Game:
         if self._game is None:
-            raise RuntimeError("no game is loaded; call reset(game) first")
+            raise RuntimeError("no game is loaded: call reset(game) first")
         return self._game
 
     def _here(self) -> tuple[str, ...]:
         return self._at.get(self._location, ())
 
-    def _accessible(self, receptacle: str) -> bool:
-        return receptacle not in self._loaded().properties["openable"] or receptacle in self._opened
-
-    def _lamp_here(self, lamp_type: str) -> bool:
-        game = self._loaded()
-        return any(
-            o in self._toggled and game.object_types.get(o) == lamp_type and o in game.properties["toggleable"]
-            for r in self._here()
-            for o in self._contents.get(r, ())
+    def _lit(self) -> bool:
+        lamps = self._lamps & self._toggled
+        return bool(lamps) and any(
+            o in lamps for r in self._here() for o in self._contents.get(r, ())
         )
+
+    def _treated(self, o: str) -> bool:
+        conditions = {"isClean": self._clean, "isHot": self._hot, "isCool": self._cool}
+        return all(o in conditions[state] for state in self._loaded().goal.states)
+
+    def _most_in_one_place(self) -> int:
+        """Count the targets, treated as the goal asks, in the place that has most of them."""
+        most = 0
+        for r in self._places:
+            inside = self._targets.intersection(self._contents.get(r, ()))
+            if len(inside) > most:
+                most = max(most, sum(map(self._treated, inside)))
+        return most
 
     def _won(self) -> bool:
-        game = self._loaded()
-        goal = game.goal
-        if goal.kind == "look":
-            held = self._held is not None and game.object_types.get(self._held) == goal.object_type
-            return held and self._lamp_here(goal.lamp_type)
-        having = {"hot": self._hot, "cool": self._cool, "clean": self._clean}.get(goal.state)
-        n = 2 if goal.kind == "place_two" else 1
-        for receptacle, kind in game.receptacle_types.items():
-            if kind == goal.receptacle_type:
-                found = 0
-                for o in self._contents.get(receptacle, ()):
-                    if game.object_types.get(o) == goal.object_type and (having is None or o in having):
-                        found += 1
-                if found >= n:
-                    return True
-        return False
+        kind = self._loaded().goal.kind
+        if kind == "look":
+            return self._held in self._targets and self._lit()
+        return self._most_in_one_place() >= (2 if kind == "place_two" else 1)
 
-    # ------------------------------------------------------------------ commands
+    # Commands ---------------------------------------------------------------------------------
+
     def _frame(self, feedback: str) -> Frame:
         """Collect what may be done now."""
-        game = self._loaded()
-        properties = game.properties
-        actions: dict[str, Callable[[], str]] = {
-            "look": self._look,
-            "inventory": self._inventory,
-            "help": lambda: game.help_text,
-        }
-        for command, receptacle in self._journeys():
-            actions[command] = lambda r=receptacle: self._go(r)  # type: ignore[misc]
-        held = self._held
+        self._actions = self._always.copy()
         for r in self._here():
-            kind = game.receptacle_types.get(r)
-            actions[f"examine {r}"] = lambda r=r: self._examine_receptacle(r)  # type: ignore[misc]
-            if r in properties["openable"]:
-                if r in self._opened:
-                    actions[f"close {r}"] = lambda r=r: self._close(r)  # type: ignore[misc]
-                else:
-                    actions[f"open {r}"] = lambda r=r: self._open(r)  # type: ignore[misc]
-            inside = self._contents.get(r, ())
-            if self._accessible(r):
-                if held is None:
-                    for o in inside:
-                        if o in properties["pickupable"]:
-                            actions[f"take {o} from {r}"] = lambda o=o, r=r: self._take(o, r)  # type: ignore[misc]
-                elif (kind, game.object_types.get(held)) in game.fits:
-                    actions[f"move {held} to {r}"] = lambda o=held, r=r: self._put(o, r)  # type: ignore[misc]
-            for o in inside:
-                if o in properties["toggleable"]:
-                    actions[f"use {o}"] = lambda o=o: self._use(o)  # type: ignore[misc]
-            if held is not None:
-                if kind in game.sink_types and held in properties["cleanable"]:
-                    actions[f"clean {held} with {r}"] = lambda o=held, r=r: self._change("clean", o, r)  # type: ignore[misc]
-                if kind == "Microwave" and held in properties["heatable"]:
-                    actions[f"heat {held} with {r}"] = lambda o=held, r=r: self._change("heat", o, r)  # type: ignore[misc]
-                if kind == "Fridge" and held in properties["coolable"]:
-                    actions[f"cool {held} with {r}"] = lambda o=held, r=r: self._change("cool", o, r)  # type: ignore[misc]
-        if held is not None:
-            actions[f"examine {held}"] = lambda: self._examine_object(held)
-            if game.object_types.get(held) in _KNIVES:
-                for o in properties["sliceable"]:
-                    if self._location in self._locations.get(o, ()):
-                        actions[f"slice {o} with {held}"] = lambda o=o: self._slice(o)  # type: ignore[misc]
-        self._actions = actions
-        return Frame(feedback, tuple(sorted(actions)), self._won())
+            self._add_actions_at(r)
+        if self._held is not None:
+            self._add_actions_with(self._held)
+        # All journeys begin alike, so they stand together in the sorted list.
+        near = sorted(self._actions)
+        cut = bisect(near, "go to ")
+        return Frame(feedback, (*near[:cut], *self._ways_out(), *near[cut:]), self._won())
 
-    def _journeys(self) -> list[tuple[str, str]]:
-        """Commands that go somewhere else: every receptacle that is not here."""
-        found = self._travel.get(self._location)
-        if found is None:
-            found = [
-                (f"go to {r}", r) for r, location in self._loaded().receptacles.items() if location != self._location
-            ]
-            self._travel[self._location] = found
-        return found
+    def _add_actions_at(self, r: str) -> None:
+        game, actions = self._loaded(), self._actions
+        actions[f"examine {r}"] = (self._examine_receptacle, "", r)
+        openable = r in game.properties["openable"]
+        closed = openable and r not in self._opened
+        if closed:
+            actions[f"open {r}"] = (self._open, "", r)
+        elif openable:
+            actions[f"close {r}"] = (self._close, "", r)
+        inside = self._contents.get(r, ())
+        if self._held is not None:
+            self._add_uses_of(self._held, r, closed)
+        elif not closed:
+            for o in game.properties["pickupable"].intersection(inside):
+                actions[f"take {o} from {r}"] = (self._take, o, r)
+        # Lamps may be used behind closed doors.
+        for o in game.properties["toggleable"].intersection(inside):
+            actions[f"use {o}"] = (self._use, o, "")
 
-    def _go(self, receptacle: str) -> str:
-        self._location = self._loaded().receptacles[receptacle]
-        return f"You arrive at {receptacle}. {self._examine_receptacle(receptacle)}"
+    def _add_actions_with(self, held: str) -> None:
+        game = self._loaded()
+        self._actions[f"examine {held}"] = (self._examine_held, held, "")
+        if game.object_types.get(held) in _KNIVES:
+            # Things may be sliced behind closed doors, and unseen.
+            for o in game.properties["sliceable"]:
+                if self._location in self._locations.get(o, ()):
+                    self._actions[f"slice {o} with {held}"] = (self._slice, o, "")
 
-    def _open(self, receptacle: str) -> str:
-        self._opened = self._opened | {receptacle}
-        return f"You open the {receptacle}. {self._examine_receptacle(receptacle)}"
+    def _add_uses_of(self, held: str, r: str, closed: bool) -> None:
+        """Add what may be done with the object in hand at a receptacle."""
+        game = self._loaded()
+        kind = game.receptacle_types.get(r, "")
+        if not closed and (kind, game.object_types.get(held)) in game.fits:
+            self._actions[f"move {held} to {r}"] = (self._put, held, r)
+        # An appliance works closed and from outside.
+        if kind in game.sink_types and held in game.properties["cleanable"]:
+            self._actions[f"clean {held} with {r}"] = (self._wash, held, r)
+        if kind in _HEATERS and held in game.properties["heatable"]:
+            self._actions[f"heat {held} with {r}"] = (self._heat, held, r)
+        if kind in _COOLERS and held in game.properties["coolable"]:
+            self._actions[f"cool {held} with {r}"] = (self._chill, held, r)
 
-    def _close(self, receptacle: str) -> str:
-        self._opened = self._opened - {receptacle}
-        return f"You close the {receptacle}."
+    def _ways_out(self) -> tuple[str, ...]:
+        """Commands that go elsewhere, sorted; what stands here is no destination."""
+        ways = self._journeys.get(self._location)
+        if ways is None:
+            here = self._here()
+            ways = tuple(sorted(c for c, r in self._destinations.items() if r not in here))
+            self._journeys[self._location] = ways
+        return ways
 
-    def _take(self, o: str, receptacle: str) -> str:
-        self._contents = {**self._contents, receptacle: tuple(x for x in self._contents[receptacle] if x != o)}
-        left = tuple(x for x in self._locations.get(o, ()) if x != self._location)
-        self._locations = {**self._locations, o: left}
-        self._taken_from = self._taken_from | {(o, receptacle)}
+    def _open(self, _: str, r: str) -> str:
+        self._opened |= {r}
+        return f"You open the {r}. {self._examine_receptacle('', r)}"
+
+    def _close(self, _: str, r: str) -> str:
+        self._opened -= {r}
+        return f"You close the {r}."
+
+    def _take(self, o: str, r: str) -> str:
+        self._set_contents(r, tuple(x for x in self._contents[r] if x != o))
+        # It may stay known at another location: that of a receptacle that holds it as well.
+        places = self._locations.get(o, ())
+        self._set_locations(o, tuple(x for x in places if x != self._location))
+        self._left |= {(o, r)}
         self._held = o
-        return f"You pick up the {o} from the {receptacle}."
+        return f"You pick up the {o} from the {r}."
 
-    def _put(self, o: str, receptacle: str) -> str:
-        order = self._loaded().order
-        inside = sorted({*self._contents.get(receptacle, ()), o}, key=order.__getitem__)
-        self._contents = {**self._contents, receptacle: tuple(inside)}
-        places = tuple(dict.fromkeys((*self._locations.get(o, ()), self._location)))
-        self._locations = {**self._locations, o: places}
-        self._taken_from = self._taken_from - {(o, receptacle)}
+    def _put(self, o: str, r: str) -> str:
+        inside = {*self._contents.get(r, ()), o}
+        self._set_contents(r, tuple(sorted(inside, key=self._loaded().order.__getitem__)))
+        places = self._locations.get(o, ())
+        if self._location not in places:
+            self._set_locations(o, (*places, self._location))
+        self._left -= {(o, r)}
         self._held = None
-        return f"You move the {o} to the {receptacle}."
+        return f"You move the {o} to the {r}."
 
-    def _use(self, o: str) -> str:
-        self._toggled = self._toggled | {o}
+    def _set_contents(self, r: str, inside: tuple[str, ...]) -> None:
+        self._contents[r] = inside
+        self._new_contents = {**self._new_contents, r: inside}
+
+    def _set_locations(self, o: str, places: tuple[str, ...]) -> None:
+        self._locations[o] = places
+        self._new_locations = {**self._new_locations, o: places}
+
+    def _use(self, o: str, _: str) -> str:
+        # Using it again turns it off in the facts, but not in any text or goal.
+        self._toggled |= {o}
         return f"You turn on the {o}."
 
-    def _change(self, verb: str, o: str, receptacle: str) -> str:
-        if verb == "clean":
-            self._clean = self._clean | {o}
-        elif verb == "heat":
-            self._hot, self._cool = self._hot | {o}, self._cool - {o}
-        else:
-            self._cool, self._hot = self._cool | {o}, self._hot - {o}
-        return f"You {verb} the {o} using the {receptacle}."
+    def _wash(self, o: str, r: str) -> str:
+        self._clean |= {o}
+        return f"You clean the {o} using the {r}."
 
-    def _slice(self, o: str) -> str:
-        self._sliced = self._sliced | {o}
+    def _heat(self, o: str, r: str) -> str:
+        self._hot, self._cool = self._hot | {o}, self._cool - {o}
+        return f"You heat the {o} using the {r}."
+
+    def _chill(self, o: str, r: str) -> str:
+        self._hot, self._cool = self._hot - {o}, self._cool | {o}
+        return f"You cool the {o} using the {r}."
+
+    def _slice(self, o: str, _: str) -> str:
+        self._sliced |= {o}
         return f"You sliced the {o} with the {self._held}."
 
-    # ------------------------------------------------------------------ texts
-    def _examine_receptacle(self, receptacle: str) -> str:
-        inside = listing(self._contents.get(receptacle, ()))
-        if receptacle not in self._loaded().properties["openable"]:
-            return f"On the {receptacle}, you see {inside}."
-        if receptacle in self._opened:
-            return f"The {receptacle} is open. In it, you see {inside}."
-        return f"The {receptacle} is closed."
+    # Looking ----------------------------------------------------------------------------------
 
-    def _examine_object(self, o: str) -> str:
-        game = self._loaded()
-        if o in game.properties["isReceptacleObject"]:
-            return f"This is a normal {o}. In it, you see {listing(game.inside.get(o, ()))}."
-        hot, cool, clean, sliced = o in self._hot, o in self._cool, o in self._clean, o in self._sliced
-        # The order of the grammar's rules; a hot sliced object that is clean matches the first.
-        rules = (
-            (clean and hot and sliced, "hot and clean sliced "),
-            (clean and cool and sliced, "cool and clean sliced "),
-            (clean and sliced, "clean sliced "),
-            (hot and sliced, "hot sliced "),
-            (cool and sliced, "cool sliced "),
-            (clean and hot, "hot and clean "),
-            (clean and cool, "cool and clean "),
-            (hot, "hot "),
-            (clean, "clean "),
-            (cool, "cold "),
-        )
-        for holds, words in rules:
-            if holds:
-                return f"This is a {words}{o}."
-        if o in game.properties["toggleable"] and o in self._toggled:
-            return f"This {o} is on."
-        if o in game.properties["sliceable"] and sliced:
-            return f"This is a sliced {o}."
-        return f"There's nothing special about {o}."
+    def _help(self, *_: Any) -> str:
+        return self._loaded().help_text
 
-    def _inventory(self) -> str:
+    def _inventory(self, *_: Any) -> str:
         if self._held is None:
             return "You are not carrying anything."
         return f"You are carrying: a {self._held}."
 
-    def _look(self) -> str:
-        if self._here():
-            return self._facing()
-        # Only the first look of a game lists the room: later the location is known, and nothing is there.
-        return "You are in the middle of a room. Looking quickly around you, you see nothing."
-
-    def _facing(self) -> str:
+    def _look(self, *_: Any) -> str:
         here = self._here()
+        if not here:
+            return texts.room(())
         order = self._loaded().order
         beside = [
-            o
-            for o, places in self._locations.items()
-            if self._location in places
-            for r in here
-            if (o, r) in self._taken_from
+            o for o, r in self._left if r in here and self._location in self._locations.get(o, ())
         ]
-        return f"You are facing the {_join(list(here))}. Next to it, you see {listing(sorted(beside, key=order.__getitem__))}."
+        return texts.facing(here, sorted(beside, key=order.__getitem__))
+
+    def _examine_receptacle(self, _: str, r: str) -> str:
+        return texts.receptacle(
+            r,
+            self._contents.get(r, ()),
+            openable=r in self._loaded().properties["openable"],
+            opened=r in self._opened,
+        )
+
+    def _examine_held(self, o: str, _: str) -> str:
+        game = self._loaded()
+        if o in game.properties["isReceptacleObject"]:
+            inside = texts.listed(game.inside.get(o, ()))
+            return f"This is a normal {o}. In it, you see {inside}."
+        condition = texts.Condition(
+            clean=o in self._clean,
+            hot=o in self._hot,
+            cool=o in self._cool,
+            sliced=o in self._sliced,
+            turned_on=o in self._toggled and o in game.properties["toggleable"],
+        )
+        return texts.held_object(o, condition)

@@ -1,46 +1,60 @@
-"""The stock TextWorld + ALFWorld stack behind our interface: slow, and the judge of the native engine."""
+"""The stock TextWorld + ALFWorld stack behind our interface: slow, and the judge of `native`."""
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from agentprm_gym.engines.base import Frame
 from agentprm_gym.games.game import BadGameError, Game
 
 
+class CommandSnapshot(NamedTuple):
+    """The commands so far: the stock stack cannot save its state, so they are played again."""
+
+    game_id: str
+    commands: tuple[str, ...]
+
+
+@contextmanager
+def _own_arguments() -> Iterator[None]:
+    """Bring `sys.argv` back: fast_downward replaces it whenever it translates a problem."""
+    arguments = sys.argv
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+
+
 class TextWorldEngine:
-    """Runs one game at a time in TextWorld's PDDL environment, named by ALFWorld's demangler."""
+    """Runs one game at a time in TextWorld's PDDL environment, with ALFWorld's names.
+
+    A first reset of a game takes seconds, and a step 0.1 to 0.3 s.
+
+    Raises:
+        ImportError: The stock stack is not installed.
+    """
 
     def __init__(self) -> None:
-        """Load the stock stack.
-
-        Raises:
-            ImportError: if it is not installed.
-        """
-        argv = list(sys.argv)
-        cache = Path(os.environ.get("ALFWORLD_DATA", tempfile.gettempdir()))
-        previous = os.environ.get("ALFWORLD_DATA")
-        # ALFWorld makes its cache folder when it is imported; it must not appear in the user's home for that.
-        os.environ.setdefault("ALFWORLD_DATA", str(cache))
         try:
-            import textworld
-            from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
-            from textworld.envs.pddl import PddlEnv
+            with _own_arguments():
+                import fast_downward
+                import textworld
+                from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+                from textworld.envs.pddl import PddlEnv
         except ImportError as error:
             raise ImportError(
-                f'engine="textworld" needs the stock stack ({error}): pip install "alfworld>=0.4.2", '
-                'which needs a C++ compiler and cmake; engine="native" needs neither'
+                f'engine="textworld" needs the stock stack ({error}); install it with\n'
+                '    pip install "alfworld>=0.4.2" "textworld>=1.7"\n'
+                'which takes a C++ compiler and cmake; engine="native" needs none of it'
             ) from error
-        finally:
-            sys.argv[:] = argv  # fast_downward overwrites it
-            if previous is None:
-                os.environ.pop("ALFWORLD_DATA", None)
-        infos = textworld.EnvInfos(won=True, admissible_commands=True)
-        self._env: Any = AlfredDemangler(PddlEnv(infos), shuffle=False)
+        self._make: Callable[[], Any] = lambda: AlfredDemangler(
+            PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False
+        )
+        self._close_library = fast_downward.close_lib
+        self._env: Any = None
         self._game: Game | None = None
         self._commands: list[str] = []
 
@@ -48,56 +62,72 @@ class TextWorldEngine:
         """Start a game.
 
         Raises:
-            BadGameError: with the game's path, if the stock stack cannot load it.
+            BadGameError: The stock stack cannot play it; with its path.
         """
+        if self._env is None:
+            self._env = self._make()
         try:
-            if game is not self._game:
-                self._load(game)
-            state = self._env.reset()
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+            with _own_arguments():
+                if game is not self._game:
+                    # As a dictionary: given a path, TextWorld leaves the file open.
+                    self._env.load(game.data())
+                state = self._env.reset()
+        except BadGameError:
+            self._game = None
+            raise
+        # The translator ends the process, and asserts, where it does not understand a problem.
+        except (Exception, SystemExit) as error:
             self._game = None
             raise BadGameError(
-                f"{game.path or game.game_id}: TextWorld cannot play it ({type(error).__name__}: {error})"
+                f"{game.path or game.game_id}: the stock engine cannot play it "
+                f"({type(error).__name__}: {error})"
             ) from error
         self._game, self._commands = game, []
-        return self._frame(state)
-
-    def _load(self, game: Game) -> None:
-        argv = list(sys.argv)
-        try:
-            self._env.load(game.data())  # a dictionary: given a path, TextWorld leaves the file open
-        finally:
-            sys.argv[:] = argv
+        return _frame(state)
 
     def step(self, command: str) -> Frame:
-        """Execute any string."""
-        if self._game is None:
-            raise RuntimeError("no game is loaded; call reset(game) first")
+        """Execute any string; what is no admissible command says so and changes nothing."""
+        self._loaded()
         self._commands.append(command)
         state, _, _ = self._env.step(command)
-        return self._frame(state)
+        return _frame(state)
 
-    def snapshot(self) -> tuple[str, ...]:
-        """The commands so far: the stock stack cannot save its state, so restoring plays them again."""
-        return tuple(self._commands)
+    def snapshot(self) -> CommandSnapshot:
+        """Return the commands so far."""
+        return CommandSnapshot(self._loaded().game_id, tuple(self._commands))
 
     def restore(self, snapshot: object) -> Frame:
-        """Play the snapshot's commands from the start; the feedback is empty."""
-        if self._game is None or not isinstance(snapshot, tuple):
+        """Play a snapshot's commands from the start; the feedback is empty.
+
+        Raises:
+            ValueError: It is no snapshot of the loaded game.
+        """
+        game = self._loaded()
+        if not isinstance(snapshot, CommandSnapshot) or snapshot.game_id != game.game_id:
+            got = getattr(snapshot, "game_id", type(snapshot).__name__)
             raise ValueError(
-                f"expected a snapshot of the loaded game, got {type(snapshot).__name__}; call reset(game) first"
+                f"expected a snapshot of the loaded game {game.game_id!r}, got {got!r}; "
+                "call reset with its game first"
             )
-        frame = self.reset(self._game)
-        for command in snapshot:
-            frame = self.step(str(command))
+        frame = self.reset(game)
+        for command in snapshot.commands:
+            frame = self.step(command)
         return frame._replace(feedback="")
 
     def close(self) -> None:
-        """Release the game."""
-        if self._game is not None:
-            self._game = None
+        """Unload the planner's library; closing twice is fine, and `reset` opens it again."""
+        if self._env is not None:
+            library = self._env.unwrapped.downward_lib
             self._env.close()
+            self._env = self._game = None
+            self._close_library(library)
 
-    @staticmethod
-    def _frame(state: Any) -> Frame:
-        return Frame(str(state["feedback"]), tuple(state["admissible_commands"]), bool(state["won"]))
+    def _loaded(self) -> Game:
+        if self._game is None:
+            raise RuntimeError("no game is loaded: call reset(game) first")
+        return self._game
+
+
+def _frame(state: Any) -> Frame:
+    commands = tuple(state["admissible_commands"])
+    return Frame(str(state["feedback"]), commands, bool(state["won"]))

@@ -11,14 +11,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import overload
 
-from agentprm_gym.games.game import SPLITS, TASK_TYPES, BadGameError, Game, parse_game, read_game_file
+from agentprm_gym.games.game import (
+    SPLITS,
+    TASK_TYPES,
+    BadGameError,
+    Game,
+    parse_game,
+    read_game_file,
+)
 
-#: The layout's version folder.
-_LAYOUT = "json_2.1.1"
-_FILE = "game.tw-pddl"
 #: How many generated games each split has.
 GENERATED_SIZES = {"train": 3000, "valid_seen": 400, "valid_unseen": 400}
+
+_LAYOUT = "json_2.1.1"
+_FILE = "game.tw-pddl"
+_SOURCES = ("auto", "alfworld", "generated")
+_ON_BAD_GAME = ("raise", "skip")
 _SOLVABLE = re.compile(rb'"solvable"\s*:\s*(true|false)')
+# More than the largest split has, so that the games of a process are parsed once.
+_MANY = 8192
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -26,78 +37,38 @@ class DataNotFoundError(FileNotFoundError):
 
 
 def data_root() -> Path:
-    """Where real games are looked for: ``ALFWORLD_DATA``, else ALFWorld's own cache folder."""
+    """Where real games are looked for: `ALFWORLD_DATA`, else ALFWorld's own cache folder."""
     return Path(os.environ.get("ALFWORLD_DATA") or Path.home() / ".cache" / "alfworld").expanduser()
 
 
-def _split_folder(root: Path, split: str) -> Path | None:
-    """The folder of a split below a root, which may be the data's root, the layout's folder or the splits' parent."""
-    for candidate in (root / _LAYOUT / split, root / split):
-        if candidate.is_dir():
-            return candidate
-    return None
-
-
-def _is_unsolvable(path: Path) -> bool:
-    """Read the flag off the file's end; parsing 110 kB for each of thousands of files would take a minute."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 2048))
-        match = _SOLVABLE.search(file.read())
-    return match is not None and match[1] == b"false"
-
-
-@lru_cache(32)
-def _scan(folder: Path) -> tuple[tuple[str, str], ...]:
-    """``(game id, path)`` of every playable-looking game below a split's folder, sorted by id."""
-    found = []
-    for path in folder.glob(f"*/*/{_FILE}"):
-        task, trial = path.parent.parent.name, path.parent.name
-        # Movable receptacles and sliced goals are no games of the text benchmark; ALFWorld skips them as well.
-        if "movable" not in task and "Sliced" not in task and not _is_unsolvable(path):
-            found.append((f"{task}/{trial}", str(path)))
-    return tuple(sorted(found))
-
-
-@lru_cache(8192)
-def _load_file(path: str, game_id: str, split: str) -> Game:
-    return parse_game(read_game_file(path), game_id=game_id, split=split, path=path)
-
-
-@lru_cache(8192)
-def _load_generated(split: str, index: int) -> Game:
-    from agentprm_gym.games.generate import generate_game
-
-    data = generate_game(split, index)
-    return parse_game(data, game_id=data["game_id"], split=split)
-
-
 class GameList(Sequence[Game]):
-    """The games of a split in a fixed order; parsed when first used, and shared by all environments of the process.
+    """The games of a split in a fixed order, parsed when first used.
+
+    Parsed games are shared by all lists, and so by all environments, of the process.
 
     Attributes:
         source: ``"alfworld"``, ``"generated"``, or the folder.
-        split: which split.
-        game_ids: ids in order.
-        bad_games: error by id of the games that were met and could not be played.
+        split: Which split.
+        game_ids: Ids in order.
+        bad_games: Error by id of the games that were met and cannot be played.
     """
 
     def __init__(self, source: str, split: str, entries: Sequence[tuple[str, str | int]]) -> None:
-        """Make a list; users call :func:`find_games`.
+        """Make a list; `find_games` does this.
 
         Args:
-            source: where the games come from.
-            split: which split.
-            entries: id and path, or id and number of a generated game.
+            source: Where the games come from.
+            split: Which split.
+            entries: Id and path, or id and number of a generated game, in order.
         """
         self.source, self.split = source, split
         self.game_ids = tuple(game_id for game_id, _ in entries)
         self.bad_games: dict[str, str] = {}
         self._entries = tuple(entries)
-        self._index: dict[str, int] | None = None
+        self._indices: dict[str, int] | None = None
         self._hash: str | None = None
 
     def __len__(self) -> int:
-        """How many games."""
         return len(self._entries)
 
     @overload
@@ -107,28 +78,30 @@ class GameList(Sequence[Game]):
     def __getitem__(self, index: slice) -> list[Game]: ...
 
     def __getitem__(self, index: int | slice) -> Game | list[Game]:
-        """Parse a game.
+        """Parse a game, or some.
 
         Raises:
-            BadGameError: if it cannot be played; it is then in ``bad_games`` too.
+            BadGameError: It cannot be played; from now on it is in `bad_games`, too.
         """
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         game_id, where = self._entries[index]
         try:
             if isinstance(where, int):
-                return _load_generated(self.split, where)
-            return _load_file(where, game_id, self.split)
+                return _generated_game(self.split, where)
+            return _game_of_file(where, game_id, self.split, _stamp(where))
         except BadGameError as error:
             self.bad_games[game_id] = str(error)
             raise
 
     def __iter__(self) -> Iterator[Game]:
-        """Parse all games in turn."""
         return (self[i] for i in range(len(self)))
 
+    def __repr__(self) -> str:
+        return f"<{len(self)} {self.split} games of {self.source}>"
+
     def playable(self, index: int) -> bool:
-        """Whether a game can be played."""
+        """Return whether a game can be played; one that cannot is then in `bad_games`."""
         try:
             self[index]
         except BadGameError:
@@ -136,44 +109,65 @@ class GameList(Sequence[Game]):
         return True
 
     def index(self, value: object, start: int = 0, stop: int | None = None) -> int:
-        """The index of a game given by index, id or path.
+        """Return the index of a game.
+
+        Args:
+            value: Its index, its id, or the path of its file or folder.
+            start: As in every sequence: do not look before this index.
+            stop: Do not look from this index on.
 
         Raises:
-            ValueError: if there is no such game; a close match is named.
+            ValueError: There is no such game; the closest id is named.
         """
-        if isinstance(value, (int,)) and not isinstance(value, bool):
-            if not 0 <= value < len(self):
-                raise ValueError(f"game index {value} is out of range: {self.split} has {len(self)} games")
+        first, behind, _ = slice(start, stop).indices(len(self))
+        if isinstance(value, int) and not isinstance(value, bool):
+            if not first <= value < behind:
+                raise ValueError(
+                    f"no game {value} in {self.split} ({self.source}): "
+                    f"expected an index from {first} to {behind - 1}"
+                )
             return value
-        name = os.fspath(value) if isinstance(value, (str, os.PathLike)) else repr(value)
-        if self._index is None:
-            self._index = {}
-            for i, (game_id, where) in enumerate(self._entries):
-                self._index[game_id] = i
-                if isinstance(where, str):
-                    self._index[where] = self._index[os.path.dirname(where)] = i
-        found = self._index.get(str(name))
-        if found is None:
+        if not isinstance(value, (str, os.PathLike)):
+            raise ValueError(f"expected a game's index, id or path, got {value!r}")
+        name = os.fspath(value)
+        found = self._index_of_name().get(str(name))
+        if found is None or not first <= found < behind:
             close = difflib.get_close_matches(str(name), self.game_ids, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else "; `agentprm games --list` prints the ids"
-            raise ValueError(f"no game {name!r} in {self.split} ({self.source}){hint}")
+            hint = f"did you mean {close[0]!r}?" if close else f"they are like {self._example()!r}"
+            raise ValueError(f"no game {name!r} in {self.split} ({self.source}): {hint}")
         return found
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over ids and files, so that two reports can show that they played the same games."""
+        """SHA-256 of the ids and files, to show that two reports are about the same games.
+
+        Reads all files when first asked for. Generated games are hashed by their ids and the
+        generator's version.
+        """
         if self._hash is None:
             digest = hashlib.sha256()
-            for game_id, where in self._entries:
-                digest.update(game_id.encode() + b"\x00")
-                if isinstance(where, str):
-                    digest.update(hashlib.sha256(Path(where).read_bytes()).digest())
-            if self.source == "generated":
+            if any(isinstance(where, int) for _, where in self._entries):
                 from agentprm_gym.games.generate import GENERATOR_VERSION
 
-                digest.update(f"generator {GENERATOR_VERSION}".encode())
+                digest.update(f"generator {GENERATOR_VERSION}\0".encode())
+            for game_id, where in self._entries:
+                digest.update(f"{game_id}\0".encode())
+                if isinstance(where, str):
+                    digest.update(hashlib.sha256(Path(where).read_bytes()).digest())
             self._hash = digest.hexdigest()
         return self._hash
+
+    def _example(self) -> str:
+        return self.game_ids[0] if self.game_ids else ""
+
+    def _index_of_name(self) -> dict[str, int]:
+        if self._indices is None:
+            self._indices = {}
+            for i, (game_id, where) in enumerate(self._entries):
+                self._indices[game_id] = i
+                if isinstance(where, str):
+                    self._indices[where] = self._indices[os.path.dirname(where)] = i
+        return self._indices
 
 
 def find_games(
@@ -183,56 +177,116 @@ def find_games(
     *,
     on_bad_game: str = "raise",
 ) -> GameList:
-    """List the games of a split.
+    """List the games of a split, sorted by id; generated ones by their number.
+
+    As in ALFWorld, folders with "movable" or "Sliced" in their names and games whose file says that
+    they cannot be solved are left out.
 
     Args:
         split: ``"train"``, ``"valid_seen"`` or ``"valid_unseen"``.
-        games: ``"auto"`` (real games where there are some, else generated ones), ``"alfworld"``, ``"generated"``, or a folder:
-            the data's root, its ``json_2.1.1``, or whatever holds the splits.
-        task_types: only these.
-        on_bad_game: ``"raise"`` or ``"skip"``; who plays the games decides what to do with a bad one, this is only checked.
+        games: ``"alfworld"``, ``"generated"``, ``"auto"`` (real games if there are any, else
+            generated ones), or a folder: the data's root, its ``json_2.1.1``, or what holds the
+            splits.
+        task_types: Only these.
+        on_bad_game: ``"raise"`` or ``"skip"``. Only checked here: listing reads no game, and a bad
+            one always raises on access. Who plays them asks `GameList.playable` to skip.
 
     Raises:
-        ValueError: for an unknown split, task type, source or ``on_bad_game``, listing the choices.
-        DataNotFoundError: if real games are asked for and there are none.
+        ValueError: Unknown split, source, task type or `on_bad_game`.
+        DataNotFoundError: Real games, or a folder's, are asked for and there are none.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}: expected one of {list(SPLITS)}")
-    if on_bad_game not in ("raise", "skip"):
-        raise ValueError(f"on_bad_game must be 'raise' or 'skip', got {on_bad_game!r}")
+        raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
+    if on_bad_game not in _ON_BAD_GAME:
+        raise ValueError(
+            f"unknown on_bad_game {on_bad_game!r}: choose from {', '.join(_ON_BAD_GAME)}"
+        )
     if isinstance(task_types, str):
-        raise ValueError(f"task_types must be a list of names, got the string {task_types!r}")
-    unknown = [t for t in task_types or () if t not in TASK_TYPES]
-    if unknown:
-        raise ValueError(f"unknown task type {unknown[0]!r}: expected some of {list(TASK_TYPES)}")
-    name = os.fspath(games)
-    entries: Sequence[tuple[str, str | int]] = ()
-    source = name
-    if name in ("auto", "alfworld"):
-        folder = _split_folder(data_root(), split)
-        entries = _scan(folder) if folder is not None else ()
-        source = "alfworld" if entries or name == "alfworld" else "generated"
-        if name == "alfworld" and not entries:
-            raise DataNotFoundError(
-                f"no ALFWorld games of {split} in {data_root()}: set ALFWORLD_DATA to the folder that holds {_LAYOUT}, or run "
-                "`alfworld-download`; games='generated' needs no data"
-            )
-    elif name != "generated":
-        root = Path(name).expanduser()
-        if not root.is_dir():
+        raise ValueError(f"expected a list of task types, got the string {task_types!r}")
+    for task_type in task_types or ():
+        if task_type not in TASK_TYPES:
             raise ValueError(
-                f"unknown games {name!r}: expected 'auto', 'alfworld', 'generated', or a folder with {_LAYOUT}/{split}"
+                f"unknown task type {task_type!r}: choose from {', '.join(TASK_TYPES)}"
             )
-        folder = _split_folder(root, split)
-        entries = _scan(folder) if folder is not None else ()
-        if not entries:
-            raise DataNotFoundError(
-                f"no games of {split} below {root}: expected {_LAYOUT}/{split}/<task>/<trial>/{_FILE}"
-            )
-    if source == "generated":
-        from agentprm_gym.games.generate import generated_game_id
-
-        entries = [(generated_game_id(split, i), i) for i in range(GENERATED_SIZES[split])]
+    source, entries = _entries(split, os.fspath(games))
     if task_types is not None:
         entries = [entry for entry in entries if entry[0].split("-", 1)[0] in task_types]
     return GameList(source, split, entries)
+
+
+def _entries(split: str, games: str) -> tuple[str, Sequence[tuple[str, str | int]]]:
+    """Return where the games come from, and their entries."""
+    if games in ("auto", "alfworld"):
+        found = _scan(data_root(), split)
+        if found:
+            return "alfworld", found
+        if games == "alfworld":
+            raise DataNotFoundError(
+                f"no ALFWorld games of split {split!r} in {data_root()}: set ALFWORLD_DATA to the "
+                f"folder that holds {_LAYOUT}, or run `alfworld-download` to get them; "
+                "games='generated' needs no data"
+            )
+    elif games != "generated":
+        folder = Path(games).expanduser()
+        if not folder.is_dir():
+            raise ValueError(
+                f"unknown games {games!r}: choose from {', '.join(_SOURCES)}, or name a folder"
+            )
+        found = _scan(folder, split)
+        if not found:
+            raise DataNotFoundError(
+                f"no games of split {split!r} in {folder}: expected "
+                f"{_LAYOUT}/{split}/<task>/<trial>/{_FILE}"
+            )
+        return games, found
+    from agentprm_gym.games.generate import generated_game_id
+
+    return "generated", [(generated_game_id(split, i), i) for i in range(GENERATED_SIZES[split])]
+
+
+def _scan(root: Path, split: str) -> tuple[tuple[str, str], ...]:
+    """Return id and path of a split's games below the root, the layout's folder, or its parent."""
+    for folder in (root / _LAYOUT / split, root / split):
+        if folder.is_dir():
+            return _scan_split(str(folder), folder.stat().st_mtime_ns)
+    return ()
+
+
+@lru_cache(32)
+def _scan_split(folder: str, stamp: int) -> tuple[tuple[str, str], ...]:
+    # The stamp is here for the cache: a folder that has changed is read again.
+    found = []
+    for path in Path(folder).glob(f"*/*/{_FILE}"):
+        task, trial = path.parent.parent.name, path.parent.name
+        if "movable" not in task and "Sliced" not in task and not _is_unsolvable(path):
+            found.append((f"{task}/{trial}", str(path)))
+    return tuple(sorted(found))
+
+
+def _is_unsolvable(path: Path) -> bool:
+    """Look for the flag at the file's end: all of train's files are 380 MB."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 2048))
+        match = _SOLVABLE.search(file.read())
+    return match is not None and match[1] == b"false"
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(_MANY)
+def _game_of_file(path: str, game_id: str, split: str, stamp: tuple[int, int]) -> Game:
+    return parse_game(read_game_file(path), game_id=game_id, split=split, path=path)
+
+
+@lru_cache(_MANY)
+def _generated_game(split: str, index: int) -> Game:
+    from agentprm_gym.games.generate import generate_game
+
+    data = generate_game(split, index)
+    return parse_game(data, game_id=data["game_id"], split=split).without_text(index)
