@@ -113,8 +113,7 @@ class NativeEngine:
         if not isinstance(snapshot, Snapshot) or snapshot.game_id != game.game_id:
             got = getattr(snapshot, "game_id", type(snapshot).__name__)
             raise ValueError(
-                f"expected a snapshot of the loaded game {game.game_id!r}, got {got!r}; "
-                "call reset with its game first"
+                f"expected a snapshot of the loaded game {game.game_id!r}, got {got!r}; call reset with its game first"
             )
         self._location, self._held = snapshot.location, snapshot.held
         self._new_contents, self._new_locations = snapshot.contents, snapshot.locations
@@ -172,13 +171,9 @@ class NativeEngine:
             for o, kind in game.object_types.items()
             if kind == goal.object_type and all(o in properties[a] for a in goal.affordances)
         )
-        self._places = tuple(
-            r for r, kind in game.receptacle_types.items() if kind == goal.receptacle_type
-        )
+        self._places = tuple(r for r, kind in game.receptacle_types.items() if kind == goal.receptacle_type)
         self._lamps = frozenset(
-            o
-            for o, kind in game.object_types.items()
-            if kind == goal.lamp_type and o in properties["toggleable"]
+            o for o, kind in game.object_types.items() if kind == goal.lamp_type and o in properties["toggleable"]
         )
         self._always: dict[str, _Action] = {
             "help": (self._help, "", ""),
@@ -197,9 +192,7 @@ class NativeEngine:
 
     def _lit(self) -> bool:
         lamps = self._lamps & self._toggled
-        return bool(lamps) and any(
-            o in lamps for r in self._here() for o in self._contents.get(r, ())
-        )
+        return bool(lamps) and any(o in lamps for r in self._here() for o in self._contents.get(r, ()))
 
     def _treated(self, o: str) -> bool:
         conditions = {"isClean": self._clean, "isHot": self._hot, "isCool": self._cool}
@@ -356,9 +349,7 @@ class NativeEngine:
         if not here:
             return texts.room(())
         order = self._loaded().order
-        beside = [
-            o for o, r in self._left if r in here and self._location in self._locations.get(o, ())
-        ]
+        beside = [o for o, r in self._left if r in here and self._location in self._locations.get(o, ())]
         return texts.facing(here, sorted(beside, key=order.__getitem__))
 
     def _examine_receptacle(self, _: str, r: str) -> str:

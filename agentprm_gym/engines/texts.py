@@ -30,10 +30,7 @@ def listed(names: Sequence[str]) -> str:
 
 def room(receptacles: Sequence[str]) -> str:
     """What is seen from the middle of the room."""
-    return (
-        "You are in the middle of a room. "
-        f"Looking quickly around you, you see {listed(receptacles)}."
-    )
+    return f"You are in the middle of a room. Looking quickly around you, you see {listed(receptacles)}."
 
 
 def facing(here: Sequence[str], beside: Sequence[str]) -> str:

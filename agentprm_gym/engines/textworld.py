@@ -79,8 +79,7 @@ class TextWorldEngine:
         except (Exception, SystemExit) as error:
             self._game = None
             raise BadGameError(
-                f"{game.path or game.game_id}: the stock engine cannot play it "
-                f"({type(error).__name__}: {error})"
+                f"{game.path or game.game_id}: the stock engine cannot play it ({type(error).__name__}: {error})"
             ) from error
         self._game, self._commands = game, []
         return _frame(state)
@@ -106,8 +105,7 @@ class TextWorldEngine:
         if not isinstance(snapshot, CommandSnapshot) or snapshot.game_id != game.game_id:
             got = getattr(snapshot, "game_id", type(snapshot).__name__)
             raise ValueError(
-                f"expected a snapshot of the loaded game {game.game_id!r}, got {got!r}; "
-                "call reset with its game first"
+                f"expected a snapshot of the loaded game {game.game_id!r}, got {got!r}; call reset with its game first"
             )
         frame = self.reset(game)
         for command in snapshot.commands:

@@ -169,9 +169,7 @@ def read_entities(facts: Mapping[str, list[list[str]]], where: str) -> dict[str,
         "locations": grouped([(name_of(o), intern(at)) for o, at in pairs("objectAtLocation")]),
         # Official games have things in each other and even in themselves. Nothing follows the
         # nesting, and TextWorld's queries never bind two variables to one thing.
-        "inside": grouped(
-            [(name_of(o), name_of(i)) for i, o in pairs("inReceptacleObject") if i != o]
-        ),
+        "inside": grouped([(name_of(o), name_of(i)) for i, o in pairs("inReceptacleObject") if i != o]),
         "start": intern(starts[0]),
         "properties": {p: frozenset(name_of(row[0]) for row in pairs(p)) for p in _PROPERTIES},
         "fits": _fits(tuple(sorted((r, o) for r, o in pairs("canContain")))),

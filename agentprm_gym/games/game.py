@@ -152,9 +152,7 @@ def read_game_file(path: str) -> dict[str, Any]:
     return data
 
 
-def parse_game(
-    data: Mapping[str, Any], *, game_id: str, split: str, path: str | None = None
-) -> Game:
+def parse_game(data: Mapping[str, Any], *, game_id: str, split: str, path: str | None = None) -> Game:
     """Parse the official dictionary.
 
     Args:
@@ -168,9 +166,7 @@ def parse_game(
         UnsupportedGameError: The domain, the grammar or the goal is not known here.
     """
     where = path or game_id
-    domain, grammar, problem = (
-        _text(data, key, where) for key in ("pddl_domain", "grammar", "pddl_problem")
-    )
+    domain, grammar, problem = (_text(data, key, where) for key in ("pddl_domain", "grammar", "pddl_problem"))
     blank_grammar = _TASK.sub('Your task is to: "', grammar)
     sink_types = _KNOWN_DOMAINS.get(domain_digest(domain))
     if sink_types is None:
@@ -180,8 +176,7 @@ def parse_game(
     task_type = game_id.split("-", 1)[0]
     if task_type not in TASK_TYPES:
         raise BadGameError(
-            f"{where}: expected a folder that begins with one of {', '.join(TASK_TYPES)}, "
-            f"got {game_id!r}"
+            f"{where}: expected a folder that begins with one of {', '.join(TASK_TYPES)}, got {game_id!r}"
         )
     begin, end = problem.find("(:init"), problem.find("(:goal")
     if begin < 0 or end < begin:
@@ -201,9 +196,7 @@ def parse_game(
         sink_types=sink_types,
         help_text=_help_text(blank_grammar),
         _data=dict(data) if path is None else None,
-        **read_entities(
-            read_facts(problem[:begin], problem[begin + len("(:init") : end], where), where
-        ),
+        **read_entities(read_facts(problem[:begin], problem[begin + len("(:init") : end], where), where),
     )
 
 

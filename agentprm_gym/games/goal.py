@@ -73,9 +73,7 @@ def parse_goal(text: str) -> Goal:
         if kind == "place":
             return _one_in_a_place(re.findall(r"\(([^()]+)\)", match["atoms"]))
         found = match.groupdict()
-        return Goal(
-            kind, found["object"], found.get("place") or "", lamp_type=found.get("lamp") or ""
-        )
+        return Goal(kind, found["object"], found.get("place") or "", lamp_type=found.get("lamp") or "")
     raise ValueError(f"expected one of the six goals of ALFWorld, got {text.strip()[:120]!r}")
 
 
@@ -90,10 +88,6 @@ def _one_in_a_place(atoms: list[str]) -> Goal:
             words.add(atom)
     states = tuple(word for word in _STATES if f"{word}?o" in words)
     affordances = tuple(word for word in _AFFORDANCES if f"{word}?o" in words)
-    if (
-        len(types) != 2
-        or "inReceptacle?o?r" not in atoms
-        or words != {f"{word}?o" for word in (*states, *affordances)}
-    ):
+    if len(types) != 2 or "inReceptacle?o?r" not in atoms or words != {f"{word}?o" for word in (*states, *affordances)}:
         raise ValueError(f"expected one of the six goals of ALFWorld, got the conditions {atoms}")
     return Goal("place", types["objectType?o"], types["receptacleType?r"], states, affordances)

@@ -123,8 +123,7 @@ class GameList(Sequence[Game]):
         if isinstance(value, int) and not isinstance(value, bool):
             if not first <= value < behind:
                 raise ValueError(
-                    f"no game {value} in {self.split} ({self.source}): "
-                    f"expected an index from {first} to {behind - 1}"
+                    f"no game {value} in {self.split} ({self.source}): expected an index from {first} to {behind - 1}"
                 )
             return value
         if not isinstance(value, (str, os.PathLike)):
@@ -198,16 +197,12 @@ def find_games(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if on_bad_game not in _ON_BAD_GAME:
-        raise ValueError(
-            f"unknown on_bad_game {on_bad_game!r}: choose from {', '.join(_ON_BAD_GAME)}"
-        )
+        raise ValueError(f"unknown on_bad_game {on_bad_game!r}: choose from {', '.join(_ON_BAD_GAME)}")
     if isinstance(task_types, str):
         raise ValueError(f"expected a list of task types, got the string {task_types!r}")
     for task_type in task_types or ():
         if task_type not in TASK_TYPES:
-            raise ValueError(
-                f"unknown task type {task_type!r}: choose from {', '.join(TASK_TYPES)}"
-            )
+            raise ValueError(f"unknown task type {task_type!r}: choose from {', '.join(TASK_TYPES)}")
     source, entries = _entries(split, os.fspath(games))
     if task_types is not None:
         entries = [entry for entry in entries if entry[0].split("-", 1)[0] in task_types]
@@ -229,14 +224,11 @@ def _entries(split: str, games: str) -> tuple[str, Sequence[tuple[str, str | int
     elif games != "generated":
         folder = Path(games).expanduser()
         if not folder.is_dir():
-            raise ValueError(
-                f"unknown games {games!r}: choose from {', '.join(_SOURCES)}, or name a folder"
-            )
+            raise ValueError(f"unknown games {games!r}: choose from {', '.join(_SOURCES)}, or name a folder")
         found = _scan(folder, split)
         if not found:
             raise DataNotFoundError(
-                f"no games of split {split!r} in {folder}: expected "
-                f"{_LAYOUT}/{split}/<task>/<trial>/{_FILE}"
+                f"no games of split {split!r} in {folder}: expected {_LAYOUT}/{split}/<task>/<trial>/{_FILE}"
             )
         return games, found
     from agentprm_gym.games.generate import generated_game_id
