@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Run all stages, skipping those that are done."""
     from agentprm_gym.episodes import read_episodes, write_episodes
     from algorithms import SFT, AgentPRM
-    from algorithms.cli.train import expert_demonstrations
+    from agentprm_gym.games.demos import demonstrations
     from algorithms.common.evaluation import make_eval_env
     from algorithms.common.loading import load_policy
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     with common.progress(console) as bars:
         if not sft_path.exists():
             bar = bars.add_task("expert demonstrations", total=1)
-            demos = expert_demonstrations(games, args.n_demos, args.seed)
+            demos = demonstrations(games, args.n_demos, args.seed)
             write_episodes(out / "demos.jsonl.gz", demos)
             bars.update(bar, completed=1)
             total = SFT_EPOCHS * sum(len(e.turns) for e in demos)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agentprm_gym.games.demos import demonstrations as expert_demonstrations
+from agentprm_gym.games.demos import demonstrations
 from algorithms.cli import common
 
 ALGORITHMS = ("sft", "agentprm")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             if args.algo == "sft":
                 demos: Any = args.demos
                 if demos is None:
-                    demos = expert_demonstrations(venv.get_attr("games", indices=[0])[0], args.n_demos, args.seed)
+                    demos = demonstrations(venv.get_attr("games", indices=[0])[0], args.n_demos, args.seed)
                     write_episodes(args.out / "demos.jsonl.gz", demos)
                 model = SFT(args.policy, venv, demonstrations=demos, **shared, **settings)
                 assert model.demonstrations is not None
