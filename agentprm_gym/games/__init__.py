@@ -1,5 +1,6 @@
 """Games: finding, reading, generating and listing them, and experts that solve them."""
 
+from agentprm_gym.games.demos import demonstrate, demonstrations
 from agentprm_gym.games.game import (
     SPLITS,
     TASK_TYPES,
