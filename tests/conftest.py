@@ -1,8 +1,13 @@
-"""Fixtures for real ALFWorld data, which a machine may not have."""
+"""What all tests share: one thread for tiny matrices, and real ALFWorld data, which a machine may not have."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Before anything imports torch: matrices this small are slower on two threads, much slower where cores are busy.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from agentprm_gym.games import TASK_TYPES, DataNotFoundError, GameList, find_games
 
