@@ -116,6 +116,15 @@ def test_play_after_a_snapshot_leaves_it_alone() -> None:
     assert engine.step("inventory").feedback == "You are carrying: a knife 1."
 
 
+def test_a_snapshot_knows_what_lies_next_to_the_furniture() -> None:
+    engine, other = started(odd_game()), started(odd_game())
+    run(engine, "go to shelf 1", "take apple 1 from shelf 1", "move apple 1 to shelf 2")
+    other.restore(pickle.loads(pickle.dumps(engine.snapshot())))
+    beside = other.step("look").feedback
+    assert beside == engine.step("look").feedback
+    assert beside.endswith("Next to it, you see a apple 1.")
+
+
 def test_only_snapshots_of_the_loaded_game_are_taken() -> None:
     engine = started(odd_game())
     for wrong in (started(odd_game(start="loc_bar_1")).snapshot(), ("look",), None):
