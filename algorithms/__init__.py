@@ -1,6 +1,32 @@
 """Algorithms that train LLM policies, with Stable-Baselines3's learn / predict / save / load."""
 
-from algorithms.agent_prm import AgentPRM
-from algorithms.sft import SFT
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from algorithms.agent_prm import AgentPRM as AgentPRM
+    from algorithms.sft import SFT as SFT
+
+# Where each is defined; imported when first asked for, so that `agentprm games` does not wait for torch.
+_MODULES = {"AgentPRM": "algorithms.agent_prm", "SFT": "algorithms.sft"}
 
 __all__ = ["SFT", "AgentPRM"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import an algorithm.
+
+    Raises:
+        AttributeError: there is none of that name.
+    """
+    if name not in _MODULES:
+        raise AttributeError(
+            f"module 'algorithms' has no attribute {name!r}; algorithms: {', '.join(sorted(_MODULES))}"
+        )
+    from importlib import import_module
+
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Names for completion."""
+    return sorted([*globals(), *_MODULES])

@@ -6,11 +6,10 @@ import os
 
 import pytest
 
-# Before anything imports torch: matrices this small are slower on two threads, much slower where cores are busy.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 from agentprm_gym.games import TASK_TYPES, DataNotFoundError, GameList, find_games
 
+# Torch, which is not loaded yet, reads it: matrices this small are slower on two threads, much slower on busy cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 @pytest.fixture(scope="session")
 def real_games() -> GameList:

@@ -8,29 +8,57 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from agentprm_gym.games.game import SPLITS, TASK_TYPES
-from algorithms.common.evaluation import Rate
+
+if TYPE_CHECKING:
+    from algorithms.common.evaluation import Rate
 
 
-def add_game_options(parser: argparse.ArgumentParser, split: str) -> None:
-    """Options that choose games."""
+class HelpFormatter(argparse.HelpFormatter):
+    """Adds defaults to the help where there is something to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        silent = action.default in (None, False, [], argparse.SUPPRESS) or not action.option_strings
+        return text if silent or "default" in text else f"{text} (default: %(default)s)"
+
+
+def add_verb(verbs: Any, name: str, *, help: str, description: str) -> argparse.ArgumentParser:
+    """Add a verb's parser."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=help, description=description, formatter_class=HelpFormatter
+    )
+    return parser
+
+
+def add_game_options(parser: argparse.ArgumentParser, split: str | None, *, no_split: str = "") -> None:
+    """Options that choose games.
+
+    Args:
+        parser: where to.
+        split: the default split; ``None`` for a verb that has another way to go on without one.
+        no_split: what that way is, for the help text.
+    """
     group = parser.add_argument_group("games")
-    group.add_argument("--split", default=split, choices=SPLITS, help="which games (default: %(default)s)")
+    default = f" (default: {split or no_split})"
+    group.add_argument("--split", default=split, choices=SPLITS, help="which games" + default)
     group.add_argument(
         "--games",
         default="auto",
-        help="'auto' (real games if ALFWORLD_DATA or the default cache has them, else generated), 'alfworld', 'generated', "
-        "or a folder (default: %(default)s)",
+        metavar="SOURCE",
+        help="where they come from: 'auto' (ALFWorld's own if ALFWORLD_DATA or ~/.cache/alfworld has them, else "
+        "generated ones), 'alfworld', 'generated', or a folder",
     )
     group.add_argument(
         "--task-types", nargs="+", metavar="TYPE", help=f"only these: {', '.join(TASK_TYPES)} (default: all)"
@@ -38,19 +66,41 @@ def add_game_options(parser: argparse.ArgumentParser, split: str) -> None:
 
 
 def add_run_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """Options of everything that writes a folder."""
-    parser.add_argument("--out", type=Path, default=Path(out), help="output folder (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of every random stream (default: %(default)s)")
-    parser.add_argument("--n-envs", type=int, default=96, help="episodes played side by side (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="torch device: auto, cpu, cuda (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads of torch (default: all cores)")
+    """Options of everything that runs a model and writes a folder."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", type=Path, default=Path(out), metavar="FOLDER", help="output folder")
+    group.add_argument("--seed", type=int, default=0, help="of every random stream")
+    group.add_argument("--n-envs", type=positive, default=96, metavar="N", help="episodes played side by side")
+    add_device_options(group)
+
+
+def add_device_options(group: Any) -> None:
+    """Options of everything that runs a model."""
+    group.add_argument("--device", default="auto", help="torch device: auto, cpu or cuda")
+    group.add_argument(
+        "--threads", type=int, default=0, metavar="N", help="CPU threads of torch (default: as many as there are cores)"
+    )
+
+
+def positive(text: str) -> int:
+    """Read a count: 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {value}")
+    return value
+
+
+def n_cores() -> int:
+    """How many cores this process may use."""
+    # Not every system tells which ones.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(n: int) -> None:
     """Limit torch to ``n`` threads; 0 takes the cores there are."""
     import torch
 
-    torch.set_num_threads(n or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(n or n_cores())
 
 
 def env_kwargs(args: argparse.Namespace, **override: Any) -> dict[str, Any]:
@@ -58,9 +108,10 @@ def env_kwargs(args: argparse.Namespace, **override: Any) -> dict[str, Any]:
     return {"split": args.split, "games": args.games, "task_types": args.task_types, **override}
 
 
+# ---------------------------------------------------------------------- progress
 @contextmanager
 def progress(console: Console) -> Iterator[Progress]:
-    """A progress display."""
+    """A progress display. It shows what runs now; what is done leaves a line (see :func:`stage`)."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -68,10 +119,118 @@ def progress(console: Console) -> Iterator[Progress]:
         TaskProgressColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         yield bars
 
 
+def report_done(bars: Progress, label: str, seconds: float, note: str = "") -> None:
+    """Leave a line about what is done, on terminals and in log files alike."""
+    bars.console.print(f"  {label} [dim]{clock(seconds)}[/]{'  ' + note if note else ''}", highlight=False)
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds: ``1:05``."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+@contextmanager
+def stage(bars: Progress, label: str, total: float) -> Iterator[Callable[[float], None]]:
+    """Show a bar while the body runs, and leave a line with its time when it is done.
+
+    Args:
+        bars: the display.
+        label: what is being done.
+        total: how much there is to do.
+
+    Yields:
+        A function that takes how much is done.
+    """
+    task, start = bars.add_task(label, total=total), time.monotonic()
+    try:
+        yield lambda done: bars.update(task, completed=done)
+    finally:
+        bars.remove_task(task)
+    report_done(bars, label, time.monotonic() - start)
+
+
+def counted(done: Callable[[float], None]) -> Callable[[object], None]:
+    """Turn a bar's function into one that is called with each thing that is done, and counts."""
+    n = 0
+
+    def on_thing(_: object) -> None:
+        nonlocal n
+        n += 1
+        done(n)
+
+    return on_thing
+
+
+def on_timesteps(done: Callable[[float], None]) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
+    """Turn a bar's function into an SB3 callback that shows ``num_timesteps``."""
+
+    def callback(names: dict[str, Any], _: dict[str, Any]) -> bool:
+        done(names["self"].num_timesteps)
+        return True
+
+    return callback
+
+
+class StageBars:
+    """AgentPRM's stages: a bar for the one that runs, and a line for each iteration that is done.
+
+    ``update`` is what ``AgentPRM.on_stage`` calls. A stage is over when another begins or its share falls back; an
+    iteration is over after its validation. The first validation, of the policy as it came, stands before iteration 1.
+    """
+
+    def __init__(self, bars: Progress, model: Any) -> None:
+        """Show the stages of ``model`` in ``bars``."""
+        self.bars, self.model = bars, model
+        self._label, self._stage, self._share = "", "", 1.0
+        self._task: Any = None
+        self._start = 0.0
+        self._done: list[str] = []
+
+    def __enter__(self) -> StageBars:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the last bar down; what is done is said."""
+        self._end_stage()
+        self._end_iteration()
+
+    def update(self, stage: str, share: float) -> None:
+        """Show that a share of a stage is done."""
+        label = f"iteration {self.model.iteration + 1}"
+        if stage == "validate" and self.model.iteration == 0 and self._label in ("", "before"):
+            label = "before"
+        if (label, stage) != (self._label, self._stage) or share < self._share:
+            self._end_stage()
+            if label != self._label:
+                self._end_iteration()
+            self._label, self._stage = label, stage
+            self._start = time.monotonic()
+            shown = "validate the starting point" if label == "before" else f"{label}: {stage}"
+            self._task = self.bars.add_task(shown, total=1.0)
+        self._share = share
+        self.bars.update(self._task, completed=share)
+
+    def _end_stage(self) -> None:
+        if self._task is not None:
+            self.bars.remove_task(self._task)
+            self._task = None
+            self._done.append(f"{self._stage} {clock(time.monotonic() - self._start)}")
+
+    def _end_iteration(self) -> None:
+        if self._done:
+            best = getattr(self.model, "best_success", -1.0)
+            success = f"; best success on held-out train games {100 * best:.1f} %" if best >= 0 else ""
+            label = "starting point" if self._label == "before" else self._label
+            self.bars.console.print(f"  {label}: [dim]{', '.join(self._done)}[/]{success}", highlight=False)
+        self._done = []
+
+
+# ---------------------------------------------------------------------- tables
 def percent(rate: Rate) -> str:
     """A rate with its interval: ``61.3 [56.4, 65.9]``."""
     return f"{100 * rate.rate:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
@@ -80,7 +239,7 @@ def percent(rate: Rate) -> str:
 def rates_table(title: str, rows: Sequence[Rate], first: str) -> Table:
     """A table of success rates."""
     table = Table(title=title)
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     table.add_column("games", justify="right")
     table.add_column("success % [95 % interval]", justify="right")
     table.add_column("mean steps", justify="right")
@@ -102,6 +261,7 @@ def rate_row(rate: Rate) -> dict[str, Any]:
     }
 
 
+# ---------------------------------------------------------------------- files
 def provenance() -> dict[str, Any]:
     """Commit, versions and machine, for result files."""
     try:
@@ -118,7 +278,7 @@ def provenance() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    machine = f"{platform.system()} {platform.machine()}, {len(os.sched_getaffinity(0))} CPU cores"
+    machine = f"{platform.system()} {platform.machine()}, {n_cores()} CPU cores"
     return {"commit": commit, "versions": versions, "machine": machine, "command": " ".join(sys.argv)}
 
 
@@ -128,22 +288,3 @@ def write_json(path: Path, data: Any) -> None:
     partial = path.with_suffix(path.suffix + ".part")
     partial.write_text(json.dumps(data, indent=1) + "\n")
     partial.replace(path)
-
-
-class StageBars:
-    """One progress bar for each stage of each iteration of AgentPRM."""
-
-    def __init__(self, bars: Progress, model: Any) -> None:
-        """Show the stages of ``model`` in ``bars``."""
-        self.bars, self.model = bars, model
-        self._tasks: dict[tuple[int, str], Any] = {}
-
-    def update(self, stage: str, share: float) -> None:
-        """What ``AgentPRM.on_stage`` calls."""
-        key = (self.model.iteration, stage)
-        if share >= 1 and self._tasks.get(key) == "done":
-            return
-        if key not in self._tasks:
-            label = f"iteration {self.model.iteration + 1}: {stage}"
-            self._tasks[key] = self.bars.add_task(label, total=1.0)
-        self.bars.update(self._tasks[key], completed=share)

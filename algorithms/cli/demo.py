@@ -28,28 +28,30 @@ BEST_OF = 8
 
 def add_parser(verbs: Any) -> None:
     """Add the verb."""
-    parser = verbs.add_parser(
+    parser = common.add_verb(
+        verbs,
         "demo",
         help="watch AgentPRM beat its starting point, about 12 minutes on 2 cores",
-        description="Clones a few expert demonstrations (SFT), then runs AgentPRM, and compares on held-out games, each "
-        "played once: the base model, SFT, AgentPRM, and best-of-8 with the process reward model. Finished stages are kept "
-        "in the output folder; the same command goes on after an interruption.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Clones a few expert demonstrations (SFT), then runs AgentPRM, and compares on held-out games, "
+        "each played once: the base model, SFT, AgentPRM, and best-of-8 with the process reward model. Finished stages "
+        "are kept in the output folder; the same command goes on after an interruption.",
     )
-    parser.add_argument("--policy", default="tiny", help="base model: tiny, a folder or a hub id")
-    parser.add_argument("--n-demos", type=int, default=150, help="demonstrations to clone")
-    parser.add_argument("--iterations", type=int, default=2, help="AgentPRM iterations")
-    parser.add_argument("--max-games", type=int, default=400, help="evaluation games at most")
+    parser.add_argument("--policy", default="tiny", metavar="MODEL", help="base model: tiny, a folder or a hub id")
+    parser.add_argument("--n-demos", type=common.positive, metavar="N", default=150, help="demonstrations to clone")
+    parser.add_argument("--iterations", type=common.positive, metavar="N", default=2, help="AgentPRM iterations")
+    parser.add_argument("--max-games", type=common.positive, metavar="N", default=400, help="evaluation games at most")
     common.add_game_options(parser, "valid_seen")
     common.add_run_options(parser, "runs/demo")
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run, on_interrupt="Finished stages are kept in the output folder; the same command goes on from there."
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Run all stages, skipping those that are done."""
     from agentprm_gym.episodes import read_episodes, write_episodes
-    from algorithms import SFT, AgentPRM
     from agentprm_gym.games.demos import demonstrations
+    from algorithms import SFT, AgentPRM
     from algorithms.common.evaluation import make_eval_env
     from algorithms.common.loading import load_policy
 
@@ -68,27 +70,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
     sft_path, prm_path = out / "sft.zip", out / "agentprm.zip"
     with common.progress(console) as bars:
         if not sft_path.exists():
-            bar = bars.add_task("expert demonstrations", total=1)
-            demos = demonstrations(games, args.n_demos, args.seed)
-            write_episodes(out / "demos.jsonl.gz", demos)
-            bars.update(bar, completed=1)
+            with common.stage(bars, f"{args.n_demos} expert demonstrations", args.n_demos) as done:
+                demos = demonstrations(games, args.n_demos, args.seed, on_episode=common.counted(done))
+                write_episodes(out / "demos.jsonl.gz", demos)
             total = SFT_EPOCHS * sum(len(e.turns) for e in demos)
             sft = SFT(args.policy, train, demonstrations=demos, **shared, **SFT_SETTINGS)
-            bar = bars.add_task(f"SFT on {len(demos)} demonstrations", total=total)
-            sft.learn(total, callback=lambda names, _: bars.update(bar, completed=names["self"].num_timesteps) or True)
+            with common.stage(bars, f"SFT on {len(demos)} demonstrations", total) as done:
+                sft.learn(total, callback=common.on_timesteps(done))
             sft.save(sft_path)
         if not prm_path.exists():
             model = AgentPRM(str(sft_path), train, n_iterations=args.iterations, **shared, **AGENTPRM_SETTINGS)
-            model.on_stage = common.StageBars(bars, model).update
-            model.learn(10**12)
+            with common.StageBars(bars, model) as stages:
+                model.on_stage = stages.update
+                model.learn(10**12)
             model.save(prm_path)
         results: dict[str, Sequence[Episode]] = {}
 
         def evaluated(name: str, file: str, make: Callable[[], Actor]) -> None:
             path = out / "eval" / f"{file}.jsonl.gz"
             if not path.exists():
-                bar = bars.add_task(f"evaluate {name}", total=n_test)
-                write_episodes(path, _evaluate(make(), test, n_test, args.seed, name, lambda: bars.advance(bar)))
+                with common.stage(bars, f"evaluate {name}", n_test) as done:
+                    write_episodes(path, _evaluate(make(), test, n_test, args.seed, name, common.counted(done)))
             results[name] = list(read_episodes(path))
 
         rows = args.n_envs
@@ -121,11 +123,11 @@ def _check_settings(args: argparse.Namespace) -> None:
 
 
 def _evaluate(
-    actor: Actor, venv: VecEnv, n_games: int, seed: int, name: str, advance: Callable[[], None]
+    actor: Actor, venv: VecEnv, n_games: int, seed: int, name: str, on_episode: Callable[[Episode], None]
 ) -> list[Episode]:
     from algorithms.common.evaluation import evaluate
 
-    return evaluate(actor, venv, games=range(n_games), seed=seed, policy_name=name, on_episode=lambda _: advance())
+    return evaluate(actor, venv, games=range(n_games), seed=seed, policy_name=name, on_episode=on_episode)
 
 
 def _report(args: argparse.Namespace, console: Console, results: dict[str, Sequence[Episode]], games: Any) -> None:
@@ -133,7 +135,7 @@ def _report(args: argparse.Namespace, console: Console, results: dict[str, Seque
 
     table = Table(title=f"success on {args.split} ({games.source} games), one sample a turn unless said otherwise")
     for column in ("policy", "games", "success % [95 % interval]", "against SFT, paired", "mean steps"):
-        table.add_column(column, justify="left" if column == "policy" else "right")
+        table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=column == "policy")
     rows = []
     for name, episodes in results.items():
         row = rate(name, episodes)
@@ -153,5 +155,6 @@ def _report(args: argparse.Namespace, console: Console, results: dict[str, Seque
     )
     console.print(
         f"everything is in [bold]{args.out}[/]; curves: make tensorboard, or tensorboard --logdir {args.out / 'tb'}\n"
-        f"watch it play: agentprm play --policy {args.out / 'agentprm.zip'}"
+        f"watch it play: agentprm play --policy {args.out / 'agentprm.zip'}",
+        soft_wrap=True,
     )

@@ -13,19 +13,23 @@ from algorithms.cli import common
 
 def add_parser(verbs: Any) -> None:
     """Add the verb."""
-    parser = verbs.add_parser(
+    parser = common.add_verb(
+        verbs,
         "eval",
         help="play every game of a split once and print success per task type",
-        description="Play every game of a split exactly once. Prints success per task type with 95 % Wilson intervals and "
-        "mean steps (failures count at the step limit), and writes episodes.jsonl.gz and result.json.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description="Play every game of a split exactly once. Prints success per task type with 95 % Wilson intervals "
+        "and mean steps (failures count at the step limit), and writes episodes.jsonl.gz and result.json.",
     )
     parser.add_argument("model", help="a saved model (.zip), or a base model: tiny, a folder, a hub id")
-    parser.add_argument("--best-of", type=int, default=1, metavar="N", help="draw N commands, let the saved PRM choose")
+    parser.add_argument(
+        "--best-of", type=common.positive, default=1, metavar="N", help="draw N commands, let the saved PRM choose"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy")
     parser.add_argument("--engine", default="native", choices=("native", "textworld"), help="what runs the games")
-    parser.add_argument("--max-games", type=int, help="only the first so many games")
-    parser.add_argument("--max-steps", type=int, default=30, help="step limit of an episode")
+    parser.add_argument(
+        "--max-games", type=common.positive, metavar="N", help="only the first so many games (default: all)"
+    )
+    parser.add_argument("--max-steps", type=common.positive, default=30, metavar="N", help="step limit of an episode")
     common.add_game_options(parser, "valid_seen")
     common.add_run_options(parser, "runs/eval")
     parser.set_defaults(run=run)
@@ -38,26 +42,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from algorithms.common.loading import load_actor
 
     common.set_threads(args.threads)
-    if args.best_of < 1 or args.n_envs < 1 or args.temperature < 0:
-        raise ValueError(
-            f"--best-of and --n-envs must be 1 or more and --temperature 0 or more, got {args.best_of}, {args.n_envs}, "
-            f"{args.temperature}"
-        )
+    if args.temperature < 0:
+        raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
     venv = make_eval_env(
         n_envs=args.n_envs, **common.env_kwargs(args, engine=args.engine), max_episode_steps=args.max_steps
     )
     n_games = int(venv.get_attr("n_games", indices=[0])[0])
     games = range(min(args.max_games or n_games, n_games))
     actor = load_actor(args.model, venv, best_of=args.best_of, temperature=args.temperature, device=args.device)
-    with common.progress(console) as bars:
-        bar = bars.add_task(f"playing {len(games)} games of {args.split}", total=len(games))
+    label = f"playing {len(games)} games of {args.split}"
+    with common.progress(console) as bars, common.stage(bars, label, len(games)) as done:
         episodes = evaluate(
             actor,
             venv,
             games=games,
             seed=args.seed,
             policy_name=Path(args.model).name,
-            on_episode=lambda _: bars.advance(bar),
+            on_episode=common.counted(done),
         )
     rows = by_task_type(episodes)
     games_list = venv.get_attr("games", indices=[0])[0]

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 
 from algorithms.cli import demo, evaluate, games, play, train
 
@@ -19,6 +20,9 @@ _EPILOG = """examples:
   agentprm train --algo sft --out runs/sft
   agentprm train --algo agentprm --policy runs/sft/model.zip --out runs/agentprm
   agentprm eval runs/agentprm/model.zip --split valid_unseen
+  agentprm play --policy runs/agentprm/model.zip
+
+'agentprm VERB --help' tells more about each.
 """
 
 
@@ -30,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--debug", action="store_true", help="on an error, show where in the code it comes from")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
     for module in (demo, train, evaluate, play, games):
         module.add_parser(verbs)
@@ -37,7 +42,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, 1 (a check failed), 2 (wrong input), 130 (Ctrl-C).
+    """
     args = build_parser().parse_args(argv)
     # Hub look-ups print advice meant for developers of other libraries; a progress bar should be all there is.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -47,10 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args, console)
         return status
     except KeyboardInterrupt:
-        console.print("\n[yellow]Interrupted.[/] Finished stages are saved; the same command goes on from there.")
+        console.print(f"\n[yellow]Interrupted.[/] {getattr(args, 'on_interrupt', '')}")
         return 130
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, markup=True)
+    except BrokenPipeError:
+        # Whoever read has enough ("| head"). Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError, ImportError) as error:
+        if args.debug:
+            raise
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
 
 

@@ -1,0 +1,139 @@
+"""``agentprm games``: what there is to play, and an expert who shows how."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agentprm_gym.games import SPLITS, TASK_TYPES, DataNotFoundError, GameList, demonstrations, find_games
+from algorithms.cli import common
+
+#: Enough of a hash to tell two sets of games apart at a glance.
+_SHOWN_HASH = 12
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb."""
+    parser = common.add_verb(
+        verbs,
+        "games",
+        help="list the games that are found, or write expert demonstrations of them",
+        description="Without more, prints what each split holds: where its games come from, how many there are of each "
+        "task type, and a hash that two reports about the same games share. 'agentprm games demos' lets an expert that "
+        "searches as a player would play some and writes what it did, for 'agentprm train --algo sft --demos'.",
+    )
+    parser.add_argument(
+        "what",
+        nargs="?",
+        default="list",
+        choices=("list", "demos"),
+        help="list games (default), or write demonstrations",
+    )
+    common.add_game_options(parser, None, no_split="all of them; demos: train")
+    listing = parser.add_argument_group("list")
+    listing.add_argument("--list", action="store_true", dest="ids", help="print the games' ids, one a line")
+    listing.add_argument("--check", action="store_true", help="read every game and name those that cannot be played")
+    demos = parser.add_argument_group("demos")
+    demos.add_argument(
+        "--n", type=common.positive, default=150, metavar="N", help="how many games the expert shall win"
+    )
+    demos.add_argument("--seed", type=int, default=0, help="which games are drawn")
+    demos.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demos.jsonl.gz"),
+        metavar="FILE",
+        help="where to write them: JSON Lines, one episode a line, gzipped if the name ends in .gz",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """List games or write demonstrations."""
+    if args.what == "demos":
+        return _write_demonstrations(args, console)
+    found = _find(args)
+    if args.ids:
+        for games in found:
+            sys.stdout.writelines(f"{game_id}\n" for game_id in games.game_ids)
+        return 0
+    if args.check:
+        return _check(found, console)
+    console.print(_table(found))
+    if args.games == "auto" and any(games.source == "generated" for games in found):
+        console.print("ALFWorld's own games: run alfworld-download, or set ALFWORLD_DATA to the folder with json_2.1.1")
+    return 0
+
+
+def _find(args: argparse.Namespace) -> list[GameList]:
+    """The splits asked for. Where all are, a source that lacks some shows the others.
+
+    Raises:
+        DataNotFoundError: if there is none.
+    """
+    if args.split is not None:
+        return [find_games(args.split, args.games, args.task_types)]
+    found, missing = [], None
+    for split in SPLITS:
+        try:
+            found.append(find_games(split, args.games, args.task_types))
+        except DataNotFoundError as error:
+            missing = missing or error
+    if missing is not None and not found:
+        raise missing
+    return found
+
+
+def _table(found: list[GameList]) -> Table:
+    table = Table()
+    table.add_column("")
+    for games in found:
+        table.add_column(games.split, justify="right")
+    counts = [Counter(game_id.split("-", 1)[0] for game_id in games.game_ids) for games in found]
+    table.add_row("from", *(games.source for games in found))
+    table.add_row("games", *(str(len(games)) for games in found), style="bold", end_section=True)
+    for task_type in TASK_TYPES:
+        table.add_row(task_type, *(str(count[task_type]) for count in counts))
+    table.add_section()
+    table.add_row("content hash", *(games.content_hash[:_SHOWN_HASH] for games in found))
+    return table
+
+
+def _check(found: list[GameList], console: Console) -> int:
+    """Parse every game; the status is 1 if some cannot be played."""
+    n_bad = 0
+    with common.progress(console) as bars:
+        for games in found:
+            with common.stage(bars, f"{games.split}: {len(games)} games", len(games)) as done:
+                for i in range(len(games)):
+                    games.playable(i)
+                    done(i + 1)
+            for error in games.bad_games.values():
+                console.print(f"  [red]bad:[/] {escape(error)}", highlight=False, soft_wrap=True)
+            n_bad += len(games.bad_games)
+    console.print("all games can be played" if not n_bad else f"{n_bad} games cannot be played")
+    return 1 if n_bad else 0
+
+
+def _write_demonstrations(args: argparse.Namespace, console: Console) -> int:
+    from agentprm_gym.episodes import write_episodes
+
+    games = find_games(args.split or "train", args.games, args.task_types)
+    with common.progress(console) as bars, common.stage(bars, "the expert plays", args.n) as done:
+        episodes = demonstrations(games, args.n, args.seed, on_episode=common.counted(done))
+    write_episodes(args.out, episodes)
+    n_turns = sum(len(episode.turns) for episode in episodes)
+    console.print(
+        f"wrote {len(episodes)} demonstrations ({n_turns} turns) on {games.source} games of {games.split} to "
+        f"[bold]{args.out}[/]"
+    )
+    if len(episodes) < args.n:
+        console.print(f"the expert wins no more than {len(episodes)} of these {len(games)} games")
+    return 0
