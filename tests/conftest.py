@@ -11,6 +11,7 @@ from agentprm_gym.games import TASK_TYPES, DataNotFoundError, GameList, find_gam
 # Torch, which is not loaded yet, reads it: matrices this small are slower on two threads, much slower on busy cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+
 @pytest.fixture(scope="session")
 def real_games() -> GameList:
     """The real train games; tests that need them skip where there are none."""

@@ -105,9 +105,10 @@ def make_episodes(n: int, seed: int = 0) -> list[Episode]:
         turns = []
         for t in range(2 + i % 5):
             admissible = [COMMANDS[int(j)] for j in sorted(rng.permutation(len(COMMANDS))[: 3 + (i + t) % 9])]
+            seen = f"On the cabinet {t + 1}, you see a mug 1, and a apple {i + 1}."
             turns.append(
                 Turn(
-                    feedback=f"You arrive at cabinet {t + 1}. On the cabinet {t + 1}, you see a mug 1, and a apple {i + 1}.",
+                    feedback=f"You arrive at cabinet {t + 1}. {seen}",
                     admissible_commands=admissible,
                     command=admissible[int(rng.integers(len(admissible)))],
                 )

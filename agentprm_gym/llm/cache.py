@@ -1,7 +1,8 @@
 """A key-value cache whose rows have lengths of their own.
 
-Each row is one running episode. Tokens are written at the row's own end, so rows need no common length; what lies beyond a
-row's committed length is scratch space, where the nodes of a token tree live for the one forward that scores them.
+Each row is one running episode. Tokens are written at the row's own end, so rows need no common length; what lies
+beyond a row's committed length is scratch space, where the nodes of a token tree live for the one forward that scores
+them.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ class TranscriptDecoder:
             extensions: one for each row that goes on; rows are distinct.
 
         Returns:
-            For each extension the hidden states of the last committed token and of the tree's nodes, (1 + nodes, hidden).
+            For each extension the hidden states of the last committed token and of the tree's nodes, (1 + nodes,
+            hidden).
         """
         order = sorted(range(len(extensions)), key=lambda i: len(extensions[i]), reverse=True)
         out: list[torch.Tensor | None] = [None] * len(extensions)

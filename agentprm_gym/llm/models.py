@@ -1,7 +1,7 @@
 """Language models: one frozen base in memory, any number of LoRA adapters on it.
 
-Policy, reference and process reward model are adapters (and heads) over the same base. PEFT's switching has silent traps
-(a switched-away adapter stops being trainable, leaving a context makes a frozen one trainable), so
+Policy, reference and process reward model are adapters (and heads) over the same base. PEFT's switching has silent
+traps (a switched-away adapter stops being trainable, leaving a context makes a frozen one trainable), so
 :meth:`LanguageModel.active` is the only place that switches, and optimizers are built from
 :meth:`LanguageModel.adapter_parameters`, by name.
 """
@@ -20,6 +20,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from agentprm_gym.llm.cache import RaggedCache
 from agentprm_gym.llm.packing import PackedTrees
@@ -106,7 +107,8 @@ class LanguageModel:
             name: ``"tiny"``, a path, or a Hugging Face id.
             device: torch device.
             dtype: weights' type; ``"auto"`` takes the checkpoint's.
-            attn_implementation: ``"sdpa"`` or ``"eager"`` (token trees need a mask of their own, which flash kernels refuse).
+            attn_implementation: ``"sdpa"`` or ``"eager"`` (token trees need a mask of their own, which flash kernels
+                refuse).
             template: prompt template, ``"compact"`` or ``"full"``.
             trust_remote_code: run code from the model's repository; off unless you trust it.
 
@@ -117,9 +119,17 @@ class LanguageModel:
             raise ValueError(f"attn_implementation must be 'sdpa' or 'eager', got {attn_implementation!r}")
         path = resolve_model(name)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-        base = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
-        )
+        # transformers' bars help with downloads; for a folder they would only flash up between ours.
+        quiet = Path(path).is_dir() and hf_logging.is_progress_bar_enabled()
+        if quiet:
+            hf_logging.disable_progress_bar()
+        try:
+            base: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+            )
+        finally:
+            if quiet:
+                hf_logging.enable_progress_bar()
         return cls(base.to(device), tokenizer, name=name, template=template)
 
     @property
@@ -139,7 +149,8 @@ class LanguageModel:
             config = self.base.config.to_dict()
             shape = {k: config.get(k) for k in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")}
             digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
-            weight = self.base.get_input_embeddings().weight
+            embeddings: Any = self.base.get_input_embeddings()
+            weight: torch.Tensor = embeddings.weight
             sample = weight.detach().flatten()[:: max(1, weight.numel() // 4096)]
             digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16]
@@ -277,8 +288,8 @@ class LanguageModel:
             with self.active(name):
                 yield
             return
-        peft = self._need(name)
-        layers = [m for m in peft.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+        peft: Any = self._need(name)
+        layers: list[Any] = [m for m in peft.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
         saved = [m.base_layer.weight.detach().clone() for m in layers]
         previous = peft.active_adapter
         try:

@@ -1,8 +1,8 @@
 """Token trees: a transcript with branches hanging off it, scored in one forward pass.
 
-A row is a trunk (the transcript) and nodes below trunk positions or other nodes (candidate commands). Every token attends to
-its ancestors only and its position is its depth, so each branch sees exactly what it would see alone; the trunk is
-computed once for all of them.
+A row is a trunk (the transcript) and nodes below trunk positions or other nodes (candidate commands). Every token
+attends to its ancestors only and its position is its depth, so each branch sees exactly what it would see alone; the
+trunk is computed once for all of them.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ A transcript is a list of segments, prompt and response by turns, and each turn 
 is, so that a prefix cache holds. The history holds the commands that were really executed.
 
 Two templates ship with the package. ``"compact"`` is for models that know the game (the offline model was pretrained on
-it): feedback, the task as a reminder, ``>``. ``"full"`` is for general models: instructions once, then for each turn the
-feedback and the admissible commands; where the tokenizer has a chat template, segments become its user and assistant
-messages.
+it): feedback, the task as a reminder, ``>``. ``"full"`` is for general models: instructions once, then for each turn
+the feedback and the admissible commands; where the tokenizer has a chat template, segments become its user and
+assistant messages.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("compact", "full")
 
-_INSTRUCTIONS = """You are an agent in a text game about a household. Your task is to: {task}
-Each turn you read what happened and the admissible commands, and answer with one of these commands, copied verbatim.
-"Nothing happens." means that a command was not understood. Search where the object is likely to be; do not search a place twice."""
+_INSTRUCTIONS = (
+    "You are an agent in a text game about a household. Your task is to: {task}\n"
+    "Each turn you read what happened and the admissible commands, and answer with one of these commands, copied "
+    "verbatim.\n"
+    '"Nothing happens." means that a command was not understood. '
+    "Search where the object is likely to be; do not search a place twice."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,8 @@ class PromptFormat:
             )
         if self.template == "full":
             self._chat = ChatPieces.of(self.tokenizer)
-        # In a chat, what ends an assistant's message is part of the template ("<|eot_id|>"): its first token ends a turn.
+        # In a chat, what ends an assistant's message is part of the template ("<|eot_id|>"): its first token ends
+        # a turn.
         end = self._encode(self._chat.after)[:1] if self._chat and self._chat.after else []
         self._eot = end or [int(self.tokenizer.eos_token_id)]
 

@@ -1,10 +1,10 @@
 """The admissible commands of a turn as a token trie: the constrained distribution in one forward pass.
 
-A policy that must choose an admissible command samples token by token, each time among the tokens that continue at least
-one command. The log-probability of a command is therefore the sum, over the trie nodes with two or more children on its
-path, of the log-softmax *over those children*; a forced token costs nothing. Only nodes from which a choice is still to be
-made have to be fed to the model at all, and all of them can be fed at once, each attending to its ancestors: the whole
-distribution costs one forward pass of a few tokens.
+A policy that must choose an admissible command samples token by token, each time among the tokens that continue at
+least one command. The log-probability of a command is therefore the sum, over the trie nodes with two or more children
+on its path, of the log-softmax *over those children*; a forced token costs nothing. Only nodes from which a choice is
+still to be made have to be fed to the model at all, and all of them can be fed at once, each attending to its
+ancestors: the whole distribution costs one forward pass of a few tokens.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class CommandTrie:
     Attributes:
         tokens: token of each node to feed; the root is not among them.
         parents: index of each node's parent in ``tokens``, -1 for the root; a parent precedes its children.
-        choice_node: for each branching (command, step) pair, the node whose logits decide it (-1 for the root).
-        choice_token: the token chosen there.
-        choice_group: which branching node it is, counted from 0 (equal numbers share a softmax).
-        children: the distinct (node, token) children of every branching node, as parallel lists in ``child_node``,
-            ``child_token``, ``child_group``.
+        child_node: for each child of a branching node, the index in ``tokens`` of the node whose logits decide about it
+            (-1 for the root).
+        child_token: the child's token.
+        child_group: which branching node it belongs to, counted from 0; equal numbers share a softmax.
         command_choices: for each command, the indices into the ``child_*`` lists along its path.
+        n_groups: how many branching nodes there are.
     """
 
     tokens: list[int]
@@ -47,22 +47,7 @@ class CommandTrie:
         """
         if not commands:
             raise ValueError("a trie needs at least one command, got none")
-        children: list[dict[int, int]] = [{}]  # node 0 is the root
-        parent, token = [-1], [-1]
-        paths: list[list[int]] = []
-        for command in commands:
-            node, path = 0, []
-            for tok in command:
-                nxt = children[node].get(tok)
-                if nxt is None:
-                    nxt = len(children)
-                    children[node][tok] = nxt
-                    children.append({})
-                    parent.append(node)
-                    token.append(tok)
-                node = nxt
-                path.append(node)
-            paths.append(path)
+        children, parent, token, paths = _grow(commands)
         if len({path[-1] for path in paths}) != len(paths):
             raise ValueError("two commands have the same tokens and cannot be told apart by this tokenizer")
         needed = [False] * len(children)  # a choice remains at or below the node
@@ -93,6 +78,29 @@ class CommandTrie:
                 n_groups += 1
         choices = [[child_index[node] for node in path if node in child_index] for path in paths]
         return cls(tokens, parents, child_node, child_token, child_group, choices, n_groups)
+
+
+def _grow(
+    commands: Sequence[Sequence[int]],
+) -> tuple[list[dict[int, int]], list[int], list[int], list[list[int]]]:
+    """The whole tree, node 0 being the root: each node's children by token, parent and token; each command's path."""
+    children: list[dict[int, int]] = [{}]
+    parent, token = [-1], [-1]
+    paths: list[list[int]] = []
+    for command in commands:
+        node, path = 0, []
+        for tok in command:
+            child = children[node].get(tok)
+            if child is None:
+                child = len(children)
+                children[node][tok] = child
+                children.append({})
+                parent.append(node)
+                token.append(tok)
+            node = child
+            path.append(node)
+        paths.append(path)
+    return children, parent, token, paths
 
 
 def grouped_log_softmax(scores: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:

@@ -5,7 +5,8 @@ Differences from SB3, all of them:
 1. Observations and actions are text (``Dict`` of ``UnicodeText``, object arrays of ``str``).
 2. A save holds adapters and heads, not the base model, which is rebuilt from its name; and no pickle.
 3. ``policy`` may be an alias (``"tiny"``), a folder, a hub id, or the zip of a trained algorithm to start from.
-4. ``env`` given as an id makes ``n_envs`` environments, since a language model answers many episodes at the price of one.
+4. ``env`` given as an id makes ``n_envs`` environments, since a language model answers many episodes at the price of
+   one.
 5. ``num_timesteps`` counts the turns of running episodes, not idle environments.
 6. ``train/*`` is dumped in its own iteration.
 """
@@ -32,9 +33,9 @@ from stable_baselines3.common.vec_env import VecEnv
 import agentprm_gym
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.models import BUNDLED, LanguageModel, resolve_model
+from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.spaces import UnicodeText
 from algorithms.common.policy import POLICY, LLMPolicy
-from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
 
 SelfLLMAlgorithm = TypeVar("SelfLLMAlgorithm", bound="LLMAlgorithm")
 
@@ -45,7 +46,8 @@ _COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", 
 class LLMAlgorithm(BaseAlgorithm):
     """Base of the algorithms that train an :class:`LLMPolicy`."""
 
-    policy: LLMPolicy  # type: ignore[assignment]
+    policy: LLMPolicy
+    learning_rate: float  # SB3's schedules are no JSON; algorithms here have their own
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {name: LLMPolicy for name in BUNDLED}
 
     def __init__(
@@ -66,10 +68,10 @@ class LLMAlgorithm(BaseAlgorithm):
         """Set up.
 
         Args:
-            policy: alias of a bundled model, folder or hub id of a causal language model, or a zip saved by an algorithm,
-                whose policy is where training starts.
+            policy: alias of a bundled model, folder or hub id of a causal language model, or a zip saved by an
+                algorithm, whose policy is where training starts.
             env: an environment, an SB3 ``VecEnv``, or a registered id; ``None`` only to predict or when loading.
-            learning_rate: of the policy's adapter.
+            learning_rate: of the policy's adapter, a number.
             n_envs: how many environments to make where ``env`` is an id.
             stats_window_size: episodes over which ``rollout/*`` is averaged.
             tensorboard_log: folder for TensorBoard, or ``None``.
@@ -80,8 +82,13 @@ class LLMAlgorithm(BaseAlgorithm):
             _init_setup_model: build the policy now.
 
         Raises:
-            ValueError: for an unknown policy (listing the aliases) or an environment without text spaces.
+            ValueError: for an unknown policy (listing the aliases), an environment without text spaces, or a learning
+                rate that is no number above 0.
         """
+        if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)) or not learning_rate > 0:
+            raise ValueError(
+                f"learning_rate must be a number above 0, got {learning_rate!r}; algorithms here decay it themselves"
+            )
         kwargs = dict(policy_kwargs or {})
         self._start_from: SavedModel | None = None
         if isinstance(policy, str):
@@ -128,8 +135,9 @@ class LLMAlgorithm(BaseAlgorithm):
             resolve_model(policy_name)
         except ValueError as error:
             raise ValueError(
-                f"Policy {policy_name!r} unknown: expected one of the aliases {sorted(cls.policy_aliases)}, a folder with "
-                "a causal language model, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', or a zip saved by an algorithm"
+                f"Policy {policy_name!r} unknown: expected one of the aliases {sorted(cls.policy_aliases)}, a folder "
+                "with a causal language model, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', or a zip saved by an "
+                "algorithm"
             ) from error
 
     def _setup_model(self) -> None:
@@ -325,8 +333,9 @@ class LLMAlgorithm(BaseAlgorithm):
         manifest = saved.manifest
         if manifest["class"] != cls.__name__:
             raise ValueError(
-                f"{path} was saved by {manifest['class']}, not by {cls.__name__}: use algorithms.{manifest['class']}.load(), "
-                f"or pass the path as policy= to start a new {cls.__name__} from its policy"
+                f"{path} was saved by {manifest['class']}, not by {cls.__name__}: use "
+                f"algorithms.{manifest['class']}.load(), or pass the path as policy= to start a new {cls.__name__} "
+                "from its policy"
             )
         if print_system_info:
             print(f"saved with agentprm_gym {manifest['agentprm_gym']}, base {manifest['base']}")

@@ -1,4 +1,4 @@
-"""The policy that every algorithm trains: a causal language model with a LoRA adapter that chooses admissible commands."""
+"""The policy that every algorithm trains: a language model with a LoRA adapter that chooses admissible commands."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ Transcript = list[Turn]
 class LLMPolicy(BasePolicy):
     """Reads a transcript, answers with an admissible command.
 
-    The command is sampled from the *constrained* distribution: token by token, among the tokens that continue at least one
-    admissible command. ``state_dict`` holds the adapter only; the base model is rebuilt from its name.
+    The command is sampled from the *constrained* distribution: token by token, among the tokens that continue at least
+    one admissible command. ``state_dict`` holds the adapter only; the base model is rebuilt from its name.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class LLMPolicy(BasePolicy):
         """Where the base model is."""
         return self.lm.device
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """The adapter's tensors, under ``adapters.<name>.``."""
         return {f"adapters.{POLICY}.{k}": v for k, v in self.lm.adapter_state(POLICY).items()}
 

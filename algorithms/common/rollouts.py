@@ -14,7 +14,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.episodes import Episode, Turn
-from algorithms.common.actors import Actor, Request
+from algorithms.common.actors import Actor, Answer, Request
 
 #: Called after every vector step with SB3's local names; returning False ends the collection.
 OnStep = Callable[[dict[str, Any]], bool]
@@ -29,8 +29,8 @@ class RolloutTask:
         seed: entropy of the episode's random stream.
         history: turns that were played already, where ``options`` hold a snapshot of a running game.
         first_command: executed at the first turn in place of the actor's choice.
-        max_turns: the episode counts as truncated after this many turns, the history included; ``None`` leaves it to the
-            environment.
+        max_turns: the episode counts as truncated after this many turns, the history included; ``None`` leaves it to
+            the environment.
     """
 
     options: dict[str, Any]
@@ -93,6 +93,7 @@ def collect(
     out: list[Rollout | None] = [None] * len(tasks)
     running: dict[int, _Running] = {}
     n_next = 0
+    report = on_episode or (lambda _: None)
 
     def begin(row: int) -> None:
         nonlocal n_next
@@ -112,37 +113,18 @@ def collect(
         begin(row)
     while running:
         rows = sorted(running)
-        requests = [
-            Request(
-                row,
-                str(running[row].observation["task"]),
-                str(running[row].observation["feedback"]),
-                str(running[row].observation["admissible_commands"]).split("\n"),
-                running[row].rng,
-            )
-            for row in rows
-        ]
+        requests = [_request(row, running[row]) for row in rows]
         if snapshots:
             for row, state in zip(rows, venv.env_method("snapshot", indices=rows), strict=True):
                 running[row].snapshots.append(state)
         actions = np.full(venv.num_envs, "", dtype=object)
         for request, answer in zip(requests, actor.answer(requests), strict=True):
-            run = running[request.row]
-            command, candidates = answer.command, answer.candidates
-            if run.task.first_command is not None and len(run.turns) == len(run.task.history):
-                command, candidates = run.task.first_command, None
-            actor.executed(request.row, command)
-            actions[request.row] = command
-            run.turns.append(
-                Turn(
-                    feedback=request.feedback,
-                    admissible_commands=request.admissible_commands,
-                    command=command,
-                    response=command,
-                    candidates=candidates,
-                )
-            )
+            turn = _turn(running[request.row], request, answer)
+            running[request.row].turns.append(turn)
+            actor.executed(request.row, turn.command)
+            actions[request.row] = turn.command
         new_obs, rewards, dones, infos = venv.step(actions)
+        assert isinstance(new_obs, dict)
         for row in rows:
             run = running[row]
             info = infos[row]
@@ -154,8 +136,7 @@ def collect(
                     run, info, policy_name, truncated=bool(info.get("TimeLimit.truncated", not dones[row]))
                 )
                 out[run.index] = Rollout(episode, run.snapshots, len(run.task.history))
-                if on_episode is not None:
-                    on_episode(episode)
+                report(episode)
                 begin(row)
             else:
                 run.observation = {key: value[row] for key, value in new_obs.items()}
@@ -164,6 +145,25 @@ def collect(
         ):
             return None
     return [rollout for rollout in out if rollout is not None]
+
+
+def _request(row: int, run: _Running) -> Request:
+    task, feedback, commands = (str(run.observation[key]) for key in ("task", "feedback", "admissible_commands"))
+    return Request(row, task, feedback, commands.split("\n"), run.rng)
+
+
+def _turn(run: _Running, request: Request, answer: Answer) -> Turn:
+    """The turn that is about to be played: the actor's, or the first one that the task asks for."""
+    command, candidates = answer.command, answer.candidates
+    if run.task.first_command is not None and len(run.turns) == len(run.task.history):
+        command, candidates = run.task.first_command, None
+    return Turn(
+        feedback=request.feedback,
+        admissible_commands=request.admissible_commands,
+        command=command,
+        response=command,
+        candidates=candidates,
+    )
 
 
 def _episode(run: _Running, info: dict[str, Any], policy_name: str, *, truncated: bool) -> Episode:
