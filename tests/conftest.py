@@ -32,3 +32,19 @@ def one_of_each_type(generated_games: GameList) -> list[int]:
     """Indices of one generated game of each task type."""
     types = [game_id.split("-", 1)[0] for game_id in generated_games.game_ids]
     return [types.index(t) for t in TASK_TYPES]
+
+
+@pytest.fixture(scope="session")
+def learner(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a tiny random language model that can learn."""
+    from tests.llm_helpers import save_random_model
+
+    return save_random_model(tmp_path_factory.mktemp("learner"), head_scale=20)
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of another model of the same shape."""
+    from tests.llm_helpers import save_random_model
+
+    return save_random_model(tmp_path_factory.mktemp("stranger"), seed=1, head_scale=20)

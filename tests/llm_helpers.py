@@ -47,11 +47,12 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_random_model(
-    folder: Path, architecture: str = "llama", template: str | None = "compact", seed: int = 0
+    folder: Path, architecture: str = "llama", template: str | None = "compact", seed: int = 0, head_scale: float = 1.0
 ) -> str:
     """Save a tiny random model; returns the folder.
 
-    A Llama gets the offline tokenizer, a Qwen2 a byte-level one with a chat template.
+    A Llama gets the offline tokenizer, a Qwen2 a byte-level one with a chat template. Fresh weights are small, so that
+    no adapter can make the model sure of anything; with a ``head_scale`` of 20 it can learn.
     """
     torch.manual_seed(seed)
     llama = architecture == "llama"
@@ -72,6 +73,8 @@ def save_random_model(
     if template is not None:
         config.agentprm_template = template
     model = LlamaForCausalLM(config) if llama else Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(head_scale)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -9,6 +9,7 @@ Differences from SB3, all of them:
    one.
 5. ``num_timesteps`` counts the turns of running episodes, not idle environments.
 6. ``train/*`` is dumped in its own iteration.
+7. ``set_env`` takes any number of environments: nothing is sized by it.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class LLMAlgorithm(BaseAlgorithm):
         Args:
             policy: alias of a bundled model, folder or hub id of a causal language model, or a zip saved by an
                 algorithm, whose policy is where training starts.
-            env: an environment, an SB3 ``VecEnv``, or a registered id; ``None`` only to predict or when loading.
+            env: an environment, an SB3 ``VecEnv``, or a registered id; ``None`` only in :meth:`load`.
             learning_rate: of the policy's adapter, a number.
             n_envs: how many environments to make where ``env`` is an id.
             stats_window_size: episodes over which ``rollout/*`` is averaged.
@@ -82,8 +83,8 @@ class LLMAlgorithm(BaseAlgorithm):
             _init_setup_model: build the policy now.
 
         Raises:
-            ValueError: for an unknown policy (listing the aliases), an environment without text spaces, or a learning
-                rate that is no number above 0.
+            ValueError: for an unknown policy (listing the aliases), no environment or one without text spaces, or a
+                learning rate that is no number above 0.
         """
         if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)) or not learning_rate > 0:
             raise ValueError(
@@ -98,9 +99,13 @@ class LLMAlgorithm(BaseAlgorithm):
                 kwargs.setdefault("lora", _lora_of(self._start_from.adapter_configs[POLICY]))
             elif policy != "LLMPolicy":
                 kwargs.setdefault("model", policy)
-        if isinstance(env, str):
-            env = make_vec_env(env, n_envs=n_envs, seed=seed, env_kwargs={"render_mode": None})
-        self.n_envs_wanted = n_envs
+        if env is None and _init_setup_model:
+            raise ValueError(
+                f"{type(self).__name__} needs an environment for its spaces: pass env=, for example 'ALFWorld-v0'; "
+                "only load() does without one, to predict"
+            )
+        self.n_envs_wanted, self.seed = n_envs, seed
+        env = None if env is None else self._made(env)
         super().__init__(
             policy=policy,
             env=env,
@@ -173,6 +178,27 @@ class LLMAlgorithm(BaseAlgorithm):
 
             return Logger(folder=None, output_formats=[])
         return self._logger
+
+    def set_env(self, env: GymEnv | str, force_reset: bool = True) -> None:
+        """Set the environment to train in.
+
+        Args:
+            env: an environment, an SB3 ``VecEnv``, or a registered id. Unlike in SB3 it may have any number of
+                environments: nothing here is sized by it.
+            force_reset: reset it before the next ``learn``.
+
+        Raises:
+            ValueError: if its spaces are others.
+        """
+        env = self._wrap_env(self._made(env), self.verbose)
+        self.n_envs = env.num_envs
+        super().set_env(env, force_reset)
+
+    def _made(self, env: GymEnv | str) -> GymEnv:
+        """Make the environments that an id asks for."""
+        if isinstance(env, str):
+            return make_vec_env(env, n_envs=self.n_envs_wanted, seed=self.seed, env_kwargs={"render_mode": None})
+        return env
 
     # ------------------------------------------------------------------ learning
     def learn(
@@ -307,7 +333,7 @@ class LLMAlgorithm(BaseAlgorithm):
     def load(  # type: ignore[override]
         cls: type[SelfLLMAlgorithm],
         path: str | os.PathLike[str] | BinaryIO,
-        env: GymEnv | None = None,
+        env: GymEnv | str | None = None,
         device: torch.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
@@ -318,7 +344,7 @@ class LLMAlgorithm(BaseAlgorithm):
 
         Args:
             path: what :meth:`save` wrote.
-            env: environment to go on training in; its spaces must equal the saved ones.
+            env: environment (or its id) to go on training in; its spaces must equal the saved ones.
             device: torch device.
             custom_objects: values that replace saved ones, as ``kwargs`` do.
             print_system_info: print versions, those of the save included.
