@@ -26,11 +26,11 @@ class PRMReport:
     """How good a process reward model is on labelled episodes it has not seen.
 
     Attributes:
-        bce: mean soft binary cross-entropy, weighted by visits.
+        bce: mean soft binary cross-entropy, weighted by visits; NaN without data.
         pair_accuracy: share of within-state pairs, targets at least ``MIN_GAP`` apart, that it orders correctly; NaN
             without pairs.
         n_pairs: how many such pairs there are.
-        spread: mean standard deviation of its scores within a state.
+        spread: mean standard deviation of its scores within a state; NaN without states of several commands.
     """
 
     bce: float
@@ -182,4 +182,10 @@ def evaluate_prm(prm: ProcessRewardModel, data: Sequence[LabelledEpisode], micro
                     pairs += int(better.sum())
                     spread += float(torch.sigmoid(z).std())
                     n_states += 1
-    return PRMReport(bce / max(weight, 1e-9), correct / pairs if pairs else float("nan"), pairs, spread / max(n_states, 1))
+    nan = float("nan")
+    return PRMReport(
+        bce / weight if weight else nan,
+        correct / pairs if pairs else nan,
+        pairs,
+        spread / n_states if n_states else nan,
+    )
