@@ -117,6 +117,16 @@ class PromptFormat:
         after = self._encode(self._chat.after)[1:] if not first else []
         return after + self._encode((self._chat.first if first else "") + body + self._chat.between + "ACTION:")
 
+    def judge_ids(self, task: str) -> list[int]:
+        """Tokens after a response at whose end a process reward model reads its score; empty: at the end-of-turn token.
+
+        The compact template repeats the task, as it does before every command: a small model judges a command far better
+        when what was asked for stands right before the place where it must answer.
+        """
+        if self.template != "compact":
+            return []
+        return self._cached(f"\nTask: {task}\n>")
+
     def response_ids(self, command: str) -> list[int]:
         """Tokens of a response that is a bare command, with the end-of-turn token. Shape (n,)."""
         ids = self._response_cache.get(command)
@@ -124,4 +134,11 @@ class PromptFormat:
             ids = self._encode(command if self.template == "compact" else " " + command) + self._eot
             if len(self._response_cache) < 200_000:
                 self._response_cache[command] = ids
+        return ids
+
+    def _cached(self, text: str) -> list[int]:
+        """Tokens of a text that recurs; the key cannot be a command's, which has no line break."""
+        ids = self._response_cache.get(text)
+        if ids is None:
+            ids = self._response_cache[text] = self._encode(text)
         return ids

@@ -1,6 +1,7 @@
 """The process reward model: a LoRA adapter and a scalar head over the shared base, giving Q(s, a) in (0, 1).
 
-The logit is read at the end-of-turn token of the response (paper section 3.1, stage 2), so one pass over a transcript
+The logit is read at the end-of-turn token of the response (paper section 3.1, stage 2), or where the prompt format has a
+suffix for judging, at the end of that (:meth:`PromptFormat.judge_ids`). Both hang off the transcript as branches, so one pass over a transcript
 scores every turn of it, and one pass over a token tree scores many candidates of the same turn.
 """
 
@@ -75,16 +76,17 @@ class ProcessRewardModel:
             needs_response = any(turns[last].command in commands for t, commands in candidates if t == last)
             cut = encoded.response_end[last] if needs_response else encoded.prompt_end[last]
             tree = TokenTree(encoded.ids[: cut + 1])
+            judge = prompt.judge_ids(task)
             item_ends = []
             for t, commands in candidates:
                 turn_ends = []
                 for command in commands:
                     if command == turns[t].command:
-                        turn_ends.append(encoded.response_end[t])
-                        continue
-                    ids = prompt.response_ids(command)
-                    first = tree.add(ids, range(-1, len(ids) - 1), encoded.prompt_end[t])
-                    turn_ends.append(first + len(ids) - 1)
+                        ids, at = judge, encoded.response_end[t]  # the trunk holds the response already
+                    else:
+                        ids, at = prompt.response_ids(command) + judge, encoded.prompt_end[t]
+                    first = tree.add(ids, range(-1, len(ids) - 1), at)
+                    turn_ends.append(first + len(ids) - 1 if ids else at)
                 item_ends.append(turn_ends)
             trees.append(tree)
             ends.append(item_ends)

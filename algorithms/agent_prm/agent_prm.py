@@ -26,8 +26,8 @@ from agentprm_gym.episodes import Episode
 from agentprm_gym.rewards.prm import PRM, ProcessRewardModel
 from agentprm_gym.saving import SavedModel
 from algorithms.agent_prm.fit import PRMReport, evaluate_prm, fit_prm
-from algorithms.agent_prm.online_dpo import DPOStats, train_online_dpo
-from algorithms.agent_prm.targets import LabelledEpisode, QTable, label_episodes
+from algorithms.agent_prm.online_dpo import DPOStats, Evidence, train_online_dpo
+from algorithms.agent_prm.targets import LabelledEpisode, QTable, label_episodes, state_keys
 from algorithms.common.actors import BestOfNActor
 from algorithms.common.base import LLMAlgorithm
 from algorithms.common.policy import POLICY
@@ -72,6 +72,8 @@ class AgentPRM(LLMAlgorithm):
         n_samples: int = 4,
         beta: float = 0.1,
         margin: float = 0.05,
+        prior_visits: float | None = 1.0,
+        target_kl: float | None = 0.1,
         max_grad_norm: float = 1.0,
         n_validation_games: int = 100,
         micro_batch_size: int = 32,
@@ -102,7 +104,10 @@ class AgentPRM(LLMAlgorithm):
             turns_per_episode: states of each.
             n_samples: commands sampled a state.
             beta: DPO's pull to the previous policy.
-            margin: smallest gap of PRM scores within a pair.
+            margin: smallest gap of scores within a pair.
+            prior_visits: how many Monte-Carlo visits the PRM's score counts for where both exist; pairs are then drawn among
+                commands that were tried. ``None`` leaves the ranking to the PRM alone, as in the paper.
+            target_kl: stop an iteration's policy updates above this KL to the previous policy, in nats a turn.
             max_grad_norm: gradient clipping.
             n_validation_games: train games held out to choose the best iteration by.
             micro_batch_size: episodes a forward pass.
@@ -127,6 +132,7 @@ class AgentPRM(LLMAlgorithm):
         self.n_updates, self.batch_size = n_updates, batch_size
         self.turns_per_episode, self.n_samples = turns_per_episode, n_samples
         self.beta, self.margin, self.max_grad_norm = beta, margin, max_grad_norm
+        self.prior_visits, self.target_kl = prior_visits, target_kl
         self.n_validation_games, self.micro_batch_size = n_validation_games, micro_batch_size
         self.on_stage: Callable[[str, float], None] | None = None
         self.prm: ProcessRewardModel
@@ -156,9 +162,15 @@ class AgentPRM(LLMAlgorithm):
             return False
         callback.on_rollout_end()
         episodes = [r.episode for r in rollouts]
-        fit_on, held_out = self._label(rollouts, branched)
-        self._fit_prm(fit_on, held_out)
-        self._improve(episodes)
+        table = QTable(self.gamma)
+        everything = [*rollouts, *branched]
+        table.add([r.episode for r in everything], [r.n_history for r in everything])
+        self.logger.record("rollout/branch_success_rate", float(np.mean([r.episode.success for r in branched] or [0])))
+        self._fit_prm(*self._label(episodes, table))
+        if self.iteration == 0 and self._best is not None:
+            # Should no iteration beat the policy as it came: this is the process reward model of that policy.
+            self._best["prm"], self._best["head"] = self.lm.adapter_state(PRM), self.prm.head_state()
+        self._improve(episodes, table)
         self._validate(validation)
         return True
 
@@ -200,12 +212,14 @@ class AgentPRM(LLMAlgorithm):
     def _branch(self, rollouts: Sequence[Rollout], callback: BaseCallback) -> list[Rollout] | None:
         """Stage 1, resets: try the candidates of some states and let the policy play on."""
         rng = np.random.default_rng([self._seed_base(), self.iteration, 3])
-        states = [
-            (r, t)
-            for r, rollout in enumerate(rollouts)
-            for t, turn in enumerate(rollout.episode.turns)
-            if turn.candidates and len(turn.candidates) > 1
-        ]
+        # The same number from every episode: drawn from all turns alike, most would come from long failures, where the
+        # policy runs in circles and no command makes a difference.
+        per_episode = -(-self.n_branch_states // len(rollouts))
+        states = []
+        for r, rollout in enumerate(rollouts):
+            turns = rollout.episode.turns
+            open_turns = [t for t, turn in enumerate(turns) if turn.candidates and len(turn.candidates) > 1]
+            states += [(r, open_turns[int(i)]) for i in rng.permutation(len(open_turns))[:per_episode]]
         chosen = rng.permutation(len(states))[: self.n_branch_states]
         horizon = self._horizon()
         tasks = []
@@ -256,22 +270,21 @@ class AgentPRM(LLMAlgorithm):
             )
 
     def _label(
-        self, rollouts: Sequence[Rollout], branched: Sequence[Rollout]
+        self, episodes: Sequence[Episode], table: QTable
     ) -> tuple[list[LabelledEpisode], list[LabelledEpisode]]:
-        """Pool the targets; one game in ten is held out to judge the PRM on."""
-        table = QTable(self.gamma)
-        everything = [*rollouts, *branched]
-        episodes = [r.episode for r in everything]
-        table.add(episodes, [r.n_history for r in everything])
+        """Label the rollouts; one game in ten is held out to judge the PRM on.
+
+        Branches label the states they started from; their own later states are left out, since every one of them would be
+        one more transcript to read for labels that say little about choices.
+        """
         labelled = label_episodes(episodes, table)
         games = sorted({e.game_id for e in episodes})
         rng = np.random.default_rng([self._seed_base(), self.iteration, 5])
-        held = {games[int(i)] for i in rng.permutation(len(games))[: max(1, len(games) // 10)]}
+        held = {games[int(i)] for i in rng.permutation(len(games))[: len(games) // 10]}
         single = sum(v for k, v in table.histogram().items() if k == 1)
         total = sum(table.histogram().values())
         self.logger.record("prm/n_labels", total)
         self.logger.record("prm/single_visit_share", single / total)
-        self.logger.record("rollout/branch_success_rate", float(np.mean([r.episode.success for r in branched] or [0])))
         return (
             [e for e in labelled if e.episode.game_id not in held] or labelled,
             [e for e in labelled if e.episode.game_id in held],
@@ -305,9 +318,19 @@ class AgentPRM(LLMAlgorithm):
         self.logger.record("prm/within_state_spread", report.spread)
         return report
 
-    def _improve(self, episodes: Sequence[Episode]) -> DPOStats:
+    def _improve(self, episodes: Sequence[Episode], table: QTable) -> DPOStats:
         """Stage 3: online DPO with the previous policy as reference."""
         self.lm.copy_adapter(POLICY, REFERENCE)
+        evidence = None
+        states = [(e, range(len(e.turns))) for e in episodes]
+        if self.prior_visits is not None:
+            evidence = Evidence(table, self.prior_visits)
+            states = []
+            for e in episodes:
+                keys = state_keys(e.task, e.turns)
+                tried = [t for t, key in enumerate(keys) if len(table.visits.get(key, {})) > 1]
+                if tried:
+                    states.append((e, tried))
 
         def on_step(share: float, _: DPOStats) -> bool:
             self._stage("improve policy", share)
@@ -319,7 +342,8 @@ class AgentPRM(LLMAlgorithm):
             REFERENCE,
             self.prm,
             self.policy.tries,
-            episodes,
+            states,
+            evidence=evidence,
             learning_rate=float(self.learning_rate),  # type: ignore[arg-type]
             n_updates=self.n_updates,
             batch_size=self.batch_size,
@@ -327,7 +351,8 @@ class AgentPRM(LLMAlgorithm):
             n_samples=self.n_samples,
             beta=self.beta,
             margin=self.margin,
-            temperature=self.temperature,
+            temperature=1.0,
+            target_kl=self.target_kl,
             max_grad_norm=self.max_grad_norm,
             rng=np.random.default_rng([self._seed_base(), self.iteration, 7]),
             on_step=on_step,
@@ -339,6 +364,7 @@ class AgentPRM(LLMAlgorithm):
         self.logger.record("train/prm_score", float(np.mean(stats.scores[last])) if stats.scores else float("nan"))
         self.logger.record("train/n_pairs", stats.n_pairs)
         self.logger.record("train/share_same_command", stats.n_same / max(1, stats.n_states))
+        self.logger.record("train/share_untried", stats.n_untried / max(1, stats.n_states))
         self.logger.record("train/share_under_margin", stats.n_close / max(1, stats.n_states))
         return stats
 

@@ -3,6 +3,10 @@
 For a batch of logged states: sample commands from the *current* policy, let the PRM score them, and train on the pair of the
 best and the worst (paper Algorithm 1, step 3). Pairs whose scores differ by less than a margin are dropped and counted:
 their order is noise.
+
+With a table of Monte-Carlo visits the PRM is the prior and the visits are the evidence: a command tried ``n`` times with
+mean return ``q`` scores ``(n * q + k * PRM) / (n + k)``. A PRM fitted to a few thousand episodes ranks the commands of one
+state hardly better than chance, and a policy trained against it alone learns its mistakes.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.scoring import TrieCache, episode_log_probs, sample_commands
 from agentprm_gym.rewards.prm import ProcessRewardModel
+from algorithms.agent_prm.targets import QTable, state_keys
 
 
 @dataclass(slots=True)
@@ -34,6 +39,7 @@ class DPOStats:
         n_pairs: pairs trained on.
         n_same: states that gave one command only.
         n_close: pairs dropped for a gap under the margin.
+        n_untried: states at which fewer than two of the sampled commands had been tried.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -45,6 +51,20 @@ class DPOStats:
     n_pairs: int = 0
     n_same: int = 0
     n_close: int = 0
+    n_untried: int = 0
+
+
+@dataclass(slots=True)
+class Evidence:
+    """Monte-Carlo visits beside the PRM's score.
+
+    Attributes:
+        table: the pooled visits.
+        prior_visits: how many visits the PRM's score counts for, k above.
+    """
+
+    table: QTable
+    prior_visits: float
 
 
 def dpo_loss(
@@ -67,8 +87,9 @@ def train_online_dpo(
     reference: str,
     prm: ProcessRewardModel,
     tries: TrieCache,
-    episodes: Sequence[Episode],
+    states: Sequence[tuple[Episode, Sequence[int]]],
     *,
+    evidence: Evidence | None,
     learning_rate: float,
     n_updates: int,
     batch_size: int,
@@ -77,6 +98,7 @@ def train_online_dpo(
     beta: float,
     margin: float,
     temperature: float,
+    target_kl: float | None,
     max_grad_norm: float,
     rng: np.random.Generator,
     on_step: Callable[[float, DPOStats], bool] | None = None,
@@ -89,7 +111,8 @@ def train_online_dpo(
         reference: adapter of the previous policy.
         prm: scores commands.
         tries: trie cache of the prompt format.
-        episodes: logged episodes; their turns are the states.
+        states: logged episodes, each with the turns that may serve as states.
+        evidence: Monte-Carlo visits to weigh in; only commands that were tried are then paired. ``None`` is the paper's way.
         learning_rate: peak, with a short warm-up and a linear decay.
         n_updates: optimizer updates.
         batch_size: episodes an update.
@@ -98,6 +121,8 @@ def train_online_dpo(
         beta: strength of the pull to the reference.
         margin: smallest difference of PRM scores (probabilities) between the two of a pair.
         temperature: of sampling.
+        target_kl: stop when the KL to the reference, averaged over the last five updates, exceeds this (nats a turn); the
+            PRM is only to be trusted near the policy whose rollouts it was fitted to. ``None`` never stops.
         max_grad_norm: gradient clipping.
         rng: random stream.
         on_step: called after each update with the share done; returning False ends training.
@@ -113,21 +138,22 @@ def train_online_dpo(
         scale = min(1.0, (update + 1) / 10) * (1 - update / n_updates)
         optimizer.param_groups[0]["lr"] = learning_rate * scale
         if len(order) < batch_size:
-            order += [int(i) for i in rng.permutation(len(episodes))]
-        batch = [episodes[i] for i in order[:batch_size]]
+            order += [int(i) for i in rng.permutation(len(states))]
+        drawn = [states[i] for i in order[:batch_size]]
         del order[:batch_size]
+        batch = [episode for episode, _ in drawn]
         turns = [
-            sorted(int(t) for t in rng.choice(len(e.turns), min(turns_per_episode, len(e.turns)), replace=False))
-            for e in batch
+            sorted(int(t) for t in rng.choice(list(which), min(turns_per_episode, len(which)), replace=False))
+            for _, which in drawn
         ]
         with lm.active(policy, train=True):
             log_probs = episode_log_probs(lm, tries, batch, turns)
-            states = _sample(batch, turns, log_probs, n_samples, temperature, rng, stats)
-            if not states:
+            sampled = _sample(batch, turns, log_probs, n_samples, temperature, rng, stats)
+            if not sampled:
                 continue
             with torch.no_grad(), lm.active(reference):
                 ref = episode_log_probs(lm, tries, batch, turns)
-            pairs = _choose_pairs(prm, batch, turns, states, margin, stats)
+            pairs = _choose_pairs(prm, batch, sampled, evidence, margin, stats)
             _record_kl(log_probs, ref, stats)
             if pairs:
                 index = {(b, t): (b, k) for b, which in enumerate(turns) for k, t in enumerate(which)}
@@ -145,6 +171,8 @@ def train_online_dpo(
                 ahead = (chosen - ref_chosen) > (rejected - ref_rejected)
                 stats.accuracies.append(float(ahead.float().mean()))
         if on_step is not None and not on_step((update + 1) / n_updates, stats):
+            break
+        if target_kl is not None and len(stats.kl) >= 5 and float(np.mean(stats.kl[-5:])) > target_kl:
             break
     return stats
 
@@ -175,8 +203,8 @@ def _sample(
 def _choose_pairs(
     prm: ProcessRewardModel,
     batch: Sequence[Episode],
-    turns: Sequence[Sequence[int]],
     states: Sequence[_State],
+    evidence: Evidence | None,
     margin: float,
     stats: DPOStats,
 ) -> list[tuple[_State, int, int]]:
@@ -186,22 +214,32 @@ def _choose_pairs(
         by_episode.setdefault(state.episode, []).append(state)
     items = []
     for b, members in by_episode.items():
-        candidates = [
-            (s.turn, [batch[b].turns[s.turn].admissible_commands[i] for i in s.options]) for s in members
-        ]
+        candidates = [(s.turn, [batch[b].turns[s.turn].admissible_commands[i] for i in s.options]) for s in members]
         items.append((batch[b].task, batch[b].turns, candidates))
     pairs = []
     gaps, means = [], []
-    for members, item_scores in zip(by_episode.values(), prm.score(items), strict=True):
-        for state, scores in zip(members, item_scores, strict=True):
-            best, worst = int(scores.argmax()), int(scores.argmin())
-            gap = float(scores[best] - scores[worst])
+    for (b, members), item_scores, item in zip(by_episode.items(), prm.score(items), items, strict=True):
+        keys = state_keys(batch[b].task, batch[b].turns) if evidence is not None else []
+        for state, scores, (_, commands) in zip(members, item_scores, item[2], strict=True):
             means.append(float(scores.mean()))
-            if gap < margin:
+            values = dict(zip(state.options, scores.tolist(), strict=True))
+            if evidence is not None:
+                visits = evidence.table.visits.get(keys[state.turn], {})
+                k = evidence.prior_visits
+                values = {
+                    option: (visits[command].total + k * values[option]) / (visits[command].n + k)
+                    for option, command in zip(state.options, commands, strict=True)
+                    if command in visits
+                }
+                if len(values) < 2:
+                    stats.n_untried += 1
+                    continue
+            best, worst = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
+            if values[best] - values[worst] < margin:
                 stats.n_close += 1
                 continue
-            gaps.append(gap)
-            pairs.append((state, state.options[best], state.options[worst]))
+            gaps.append(values[best] - values[worst])
+            pairs.append((state, best, worst))
     stats.n_pairs += len(pairs)
     if gaps:
         stats.gaps.append(float(np.mean(gaps)))

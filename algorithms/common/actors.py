@@ -106,7 +106,8 @@ class PolicyActor:
             adapter: the policy's adapter; ``None`` is the bare base.
             n_rows: how many episodes run at once.
             temperature: of sampling; 0 is greedy.
-            n_candidates: how many distinct commands to draw and record a turn; the first is executed.
+            n_candidates: how many distinct commands to record a turn: the executed one and others drawn at temperature
+                1, so that a sharp policy's alternatives are seen too.
             tries: a trie cache to share.
         """
         self.model, self.adapter = model, adapter
@@ -138,12 +139,14 @@ class PolicyActor:
         """See :class:`Actor`."""
         answers = []
         for request, log_probs in zip(requests, self.log_probs(requests), strict=True):
-            drawn = sample_commands(log_probs, request.rng, temperature=self.temperature, n=self.n_candidates)
+            (chosen,) = sample_commands(log_probs, request.rng, temperature=self.temperature)
             values = log_probs.tolist()
             candidates = None
             if self.n_candidates > 1:
-                candidates = [_candidate(request.admissible_commands[i], None, values[i]) for i in drawn]
-            answers.append(Answer(request.admissible_commands[drawn[0]], values[drawn[0]], candidates))
+                drawn = sample_commands(log_probs, request.rng, temperature=1.0, n=self.n_candidates)
+                distinct = list(dict.fromkeys((chosen, *drawn)))[: self.n_candidates]
+                candidates = [_candidate(request.admissible_commands[i], None, values[i]) for i in distinct]
+            answers.append(Answer(request.admissible_commands[chosen], values[chosen], candidates))
         return answers
 
 
@@ -196,6 +199,7 @@ class BestOfNActor:
             last: list[int] = []
             for i in distinct:
                 ids = self.prm.prompt.response_ids(request.admissible_commands[i])
+                ids = ids + self.prm.prompt.judge_ids(request.task)
                 parents += [-1, *range(len(tokens), len(tokens) + len(ids) - 1)]
                 tokens += ids
                 last.append(len(tokens) - 1)

@@ -132,9 +132,8 @@ def collect(
             run.turns[-1].is_admissible = bool(info.get("is_admissible", True))
             cut = run.task.max_turns is not None and len(run.turns) >= run.task.max_turns
             if dones[row] or cut:
-                episode = _episode(
-                    run, info, policy_name, truncated=bool(info.get("TimeLimit.truncated", not dones[row]))
-                )
+                truncated = bool(info.get("TimeLimit.truncated", False)) or not dones[row]
+                episode = _episode(run, info, policy_name, truncated=truncated)
                 out[run.index] = Rollout(episode, run.snapshots, len(run.task.history))
                 report(episode)
                 begin(row)
