@@ -1,0 +1,292 @@
+"""AgentPRM: targets by hand, losses at known points, the trained PRM in its three roles, and the toy to its end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecEnv
+
+from agentprm_gym.episodes import Episode, Turn
+from agentprm_gym.llm.models import AdapterMismatchError, LanguageModel
+from agentprm_gym.rewards.prm import load_prm
+from algorithms import SFT, AgentPRM
+from algorithms.agent_prm.fit import evaluate_prm, fit_prm, prm_loss
+from algorithms.agent_prm.online_dpo import dpo_loss
+from algorithms.agent_prm.targets import QTable, label_episodes, returns_to_go, state_keys
+from algorithms.common.evaluation import evaluate
+from algorithms.common.loading import load_actor
+from tests.algorithm_helpers import make_alfworld, make_model, make_toy
+from tests.llm_helpers import randomise
+
+
+def episode(commands: Sequence[str], *, won: bool, feedback: Sequence[str] | None = None) -> Episode:
+    """An episode that says the commands, each at a feedback of its own unless told otherwise."""
+    feedback = feedback or [f"room {t}" for t in range(len(commands))]
+    turns = [
+        Turn(feedback=f, admissible_commands=("a", "b", "c"), command=c)
+        for f, c in zip(feedback, commands, strict=True)
+    ]
+    turns[-1].reward = float(won)
+    return Episode(game_id="g", split="train", task_type="t", task="task", success=won, turns=turns)
+
+
+# ---------------------------------------------------------------------- targets
+def test_a_success_is_worth_more_the_nearer_the_end() -> None:
+    rewards = [turn.reward for turn in episode("aaaaa", won=True).turns]
+    np.testing.assert_allclose(returns_to_go(rewards, 0.95), [0.81450625, 0.857375, 0.9025, 0.95, 1.0])
+    np.testing.assert_array_equal(returns_to_go([0.0] * 5, 0.95), np.zeros(5))
+
+
+def test_visits_of_the_same_state_and_command_are_pooled() -> None:
+    table = QTable(0.95)
+    # Three visits of the first state with "a": won at the third turn, lost, won at the second.
+    episodes = [episode("aba", won=True), episode("ab", won=False), episode("ac", won=True), episode("b", won=False)]
+    table.add(episodes)
+    labels = {(label.turn, label.command): label for e in label_episodes(episodes, table) for label in e.labels}
+    assert labels[0, "a"].n == 3
+    assert labels[0, "a"].q == pytest.approx((0.95**2 + 0 + 0.95) / 3)
+    assert (labels[0, "b"].q, labels[0, "b"].n) == (0.0, 1)
+    assert (labels[1, "b"].q, labels[1, "b"].n) == (pytest.approx(0.95 / 2), 2)
+    assert (labels[1, "c"].q, labels[1, "c"].n) == (1.0, 1)
+    assert table.histogram() == {1: 3, 2: 1, 3: 1}
+
+
+def test_each_state_is_labelled_once() -> None:
+    episodes = [episode("ab", won=True), episode("ab", won=False)]
+    table = QTable(1.0)
+    table.add(episodes)
+    labelled = label_episodes(episodes, table)
+    assert [[(label.turn, label.command) for label in e.labels] for e in labelled] == [[(0, "a"), (1, "b")]]
+
+
+def test_a_state_is_the_whole_transcript() -> None:
+    one, two = episode("aa", won=True), episode("ba", won=True)
+    assert state_keys("task", one.turns)[0] == state_keys("task", two.turns)[0]
+    assert state_keys("task", one.turns)[1] != state_keys("task", two.turns)[1]
+    assert state_keys("another task", one.turns)[0] != state_keys("task", one.turns)[0]
+    # Concatenation alone would confuse these.
+    glued = episode("aa", won=True, feedback=["x", "y"]), episode("aa", won=True, feedback=["xa", "y"])
+    assert state_keys("task", glued[0].turns)[1] != state_keys("task", glued[1].turns)[1]
+
+
+def test_a_continued_episode_counts_from_where_it_was_continued() -> None:
+    table = QTable(0.5)
+    table.add([episode("aab", won=True)], first_turn=[1])
+    assert table.histogram() == {1: 2}
+    table.add([episode("aab", won=True)])
+    assert table.histogram() == {1: 1, 2: 2}
+
+
+@pytest.mark.parametrize("gamma", [0.0, -0.1, 1.1])
+def test_a_discount_out_of_range_is_refused(gamma: float) -> None:
+    with pytest.raises(ValueError, match="gamma"):
+        QTable(gamma)
+
+
+def test_targets_outside_zero_and_one_are_refused() -> None:
+    odd = episode("ab", won=True)
+    odd.turns[-1].reward = 5.0
+    table = QTable(0.9)
+    table.add([odd])
+    with pytest.raises(ValueError, match=r"outside \[0, 1\]"):
+        label_episodes([odd], table)
+
+
+# ---------------------------------------------------------------------- losses
+def test_dpo_begins_at_log_two_and_pulls_towards_the_chosen() -> None:
+    chosen, rejected = (torch.tensor([-1.0, -2.0], requires_grad=True) for _ in range(2))
+    loss = dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.3)
+    torch.testing.assert_close(loss.detach(), torch.full((2,), math.log(2)))
+    loss.sum().backward()
+    torch.testing.assert_close(chosen.grad, torch.full((2,), -0.15))  # -beta / 2
+    torch.testing.assert_close(rejected.grad, torch.full((2,), 0.15))
+
+
+def test_dpo_counts_from_the_reference() -> None:
+    # The policy prefers the chosen one by 1 nat more than the reference does.
+    terms = (torch.tensor(x) for x in (-1.0, -3.0, -2.0, -3.0))
+    assert float(dpo_loss(*terms, beta=2.0)) == pytest.approx(-math.log(1 / (1 + math.exp(-2.0))))
+
+
+def test_the_prm_loss_weighs_by_visits() -> None:
+    logits = [torch.tensor([0.3, -0.2])]
+    pooled, weight, _ = prm_loss(logits, [torch.tensor([0.5, 1.0])], [torch.tensor([2.0, 1.0])], rank_coef=0.0)
+    single = [torch.tensor([0.3]), torch.tensor([0.3]), torch.tensor([-0.2])]
+    ones = [torch.tensor([1.0])] * 3
+    apart, n, _ = prm_loss(single, [torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([1.0])], ones, rank_coef=0.0)
+    assert float(weight) == float(n) == 3.0
+    torch.testing.assert_close(pooled, apart)
+
+
+def test_the_pairwise_loss_stays_within_states() -> None:
+    targets = [torch.tensor([1.0]), torch.tensor([0.0, 0.95, 0.9])]
+    visits = [torch.ones(1), torch.ones(3)]
+    logits = [torch.zeros(1), torch.zeros(3, requires_grad=True)]
+    loss, _, n_pairs = prm_loss(logits, targets, visits, rank_coef=1.0)
+    plain, _, _ = prm_loss(logits, targets, visits, rank_coef=0.0)
+    assert n_pairs == 2  # 0.95 and 0.9 are too close to tell apart, and the other state has one command
+    torch.testing.assert_close(loss - plain, torch.tensor(math.log(2) * (0.95 + 0.9)))
+
+
+# ---------------------------------------------------------------------- the process reward model
+@pytest.fixture(scope="module")
+def household() -> VecEnv:
+    return make_alfworld()
+
+
+@pytest.fixture(scope="module")
+def agent(learner: str, household: VecEnv) -> Any:
+    """An untrained AgentPRM with a PRM that has opinions, and a policy that is not too sure of itself."""
+    model = make_model(AgentPRM, learner, household)
+    randomise(model.lm, "policy", scale=0.1)
+    randomise(model.lm, "prm", scale=0.3, seed=1)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(2)
+        model.prm.head.weight.copy_(torch.randn(model.prm.head.weight.shape, generator=generator))
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("agent") / "agent.zip"
+    agent.save(path)
+    return path
+
+
+def test_a_saved_prm_scores_the_same(agent: Any, saved: Path, household: VecEnv) -> None:
+    (played,) = evaluate(agent.policy.actor(household.num_envs), household, games=[0])
+    here, there = (prm.score_turns(played.task, played.turns) for prm in (agent.prm, load_prm(saved)))
+    assert here.shape == (30,) and here.std() > 1e-3
+    torch.testing.assert_close(there, here)
+
+
+def test_a_saved_prm_is_a_process_reward_of_the_environment(saved: Path) -> None:
+    env: Any = gym.make("ALFWorldPRM-v0", games="generated", reward=f"prm:{saved}", reward_kwargs={"gamma": 0.9})
+    env.reset(seed=0, options={"game": 0})
+    got = []
+    for command in ("look", "inventory", "dance"):
+        _, reward, _, _, info = env.step(command)
+        assert reward == info["reward/env"] + info["reward/prm"]
+        got.append(info["reward/prm"])
+    q = load_prm(saved).score_turns(env.unwrapped.episode().task, env.unwrapped.turns).double().numpy()
+    np.testing.assert_allclose(got, [0.9 * q[0], 0.9 * q[1] - q[0], 0.9 * q[2] - q[1]], atol=1e-5)
+
+
+def test_best_of_n_executes_what_the_prm_likes_best(agent: Any, saved: Path, household: VecEnv) -> None:
+    for actor in (agent.best_of_n(4, 6), load_actor(str(saved), household, best_of=6)):
+        played = evaluate(actor, household, games=range(3))
+        n_choices = 0
+        for e in played:
+            weighed = [[c["command"] for c in turn.candidates or []] for turn in e.turns]
+            (scores,) = agent.prm.score([(e.task, e.turns, list(enumerate(weighed)))])
+            for turn, expected in zip(e.turns, scores, strict=True):
+                given = torch.tensor([c["score"] for c in turn.candidates or []])
+                torch.testing.assert_close(given, expected, atol=1e-4, rtol=0)
+                assert turn.candidates is not None
+                assert turn.command == turn.candidates[int(given.argmax())]["command"]
+                n_choices += len(given) > 1
+        assert n_choices > 20
+
+
+def test_best_of_one_is_the_policy_itself(agent: Any, household: VecEnv) -> None:
+    alone = evaluate(agent.policy.actor(4), household, games=range(3), seed=5)
+    best = evaluate(agent.best_of_n(4, 1), household, games=range(3), seed=5)
+    assert [[t.command for t in e.turns] for e in best] == [[t.command for t in e.turns] for e in alone]
+
+
+def test_a_save_without_a_prm_says_so(learner: str, saved: Path, stranger: str, tmp_path: Path) -> None:
+    toy = make_toy()
+    make_model(SFT, learner, toy).save(tmp_path / "sft")
+    with pytest.raises(ValueError, match="no process reward model"):
+        load_actor(str(tmp_path / "sft.zip"), toy, best_of=4)
+    with pytest.raises(AdapterMismatchError, match="base model"):
+        load_prm(saved, LanguageModel.load(stranger))
+
+
+def test_a_prm_learns_to_order_the_commands_of_a_state(learner: str) -> None:
+    model = make_model(AgentPRM, learner, make_toy())
+    words = ["apple", "bowl", "egg", "mug"]
+    episodes = []
+    for seen in words:
+        for said in words:
+            turn = Turn(
+                feedback=f"You see {seen}.", admissible_commands=words, command=said, reward=float(said == seen)
+            )
+            episodes.append(
+                Episode(
+                    game_id=seen, split="train", task_type="toy", task="say it.", success=said == seen, turns=[turn]
+                )
+            )
+    table = QTable(0.95)
+    table.add(episodes)
+    data = label_episodes(episodes, table)
+    assert evaluate_prm(model.prm, data).pair_accuracy < 0.7
+    rng = np.random.default_rng(0)
+    settings: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 2, "micro_batch_size": 1, "max_grad_norm": 1.0}
+    fit_prm(model.prm, data, n_epochs=200, rank_coef=1.0, rng=rng, **settings)
+    report = evaluate_prm(model.prm, data)
+    assert report.pair_accuracy == 1.0 and report.n_pairs == 12
+    with pytest.raises(ValueError, match="no labelled episodes"):
+        fit_prm(model.prm, [], n_epochs=1, rank_coef=1.0, rng=rng, **settings)
+    assert math.isnan(evaluate_prm(model.prm, []).bce)
+
+
+# ---------------------------------------------------------------------- the whole loop
+def test_agent_prm_solves_a_small_toy(learner: str) -> None:
+    """From a random policy: its own rollouts, its own PRM, its own pairs."""
+    toy = make_toy(words=["apple", "bowl", "candle", "mug"])
+    model = AgentPRM(
+        learner,
+        toy,
+        learning_rate=1e-3,
+        n_iterations=1,
+        n_games=4,
+        n_repeats=8,
+        n_branch_states=16,
+        n_branch_candidates=4,
+        temperature=3.0,  # a random model is sure of itself for no reason
+        prm_init="base",
+        prm_learning_rate=1e-3,
+        prm_n_epochs=200,
+        prm_batch_size=2,
+        n_updates=100,
+        batch_size=32,
+        n_samples=8,
+        n_validation_games=0,
+        seed=1,
+    )
+    assert evaluate_policy(model, toy, n_eval_episodes=8)[0] < 0.8
+    model.learn(10**9)
+    assert evaluate_policy(model, toy, n_eval_episodes=8)[0] == 1.0
+
+
+def test_the_first_prm_stays_where_no_iteration_is_better(learner: str, household: VecEnv) -> None:
+    """A random policy wins no game, so that its own state is the best one seen; its PRM is not the untrained one."""
+    model = make_model(AgentPRM, learner, household)
+    model.learn(10)
+    assert model.best_iteration == 0
+    assert model.prm.head.bias.abs().item() > 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ({"prm_init": "random"}, "'policy'"),
+        ({"n_games": 0}, "n_games"),
+        ({"n_samples": 1}, "n_samples"),
+        ({"gamma": 2}, "gamma"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    learner: str, household: VecEnv, setting: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        make_model(AgentPRM, learner, household, **setting)

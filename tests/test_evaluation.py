@@ -1,0 +1,123 @@
+"""Rollouts and evaluation: every game once, the same seeds the same episodes, honest intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agentprm_gym.episodes import Episode
+from algorithms.common.evaluation import by_task_type, evaluate, paired_difference, rate, wilson
+from algorithms.common.loading import load_policy
+from algorithms.common.rollouts import RolloutTask, collect
+from tests.algorithm_helpers import make_alfworld
+
+
+def commands(episodes: list[Episode]) -> list[tuple[str, list[str]]]:
+    return [(e.game_id, [turn.command for turn in e.turns]) for e in episodes]
+
+
+@pytest.fixture(scope="module")
+def policy(learner: str) -> Any:
+    return load_policy(learner, make_alfworld(1), "cpu")
+
+
+def test_each_game_is_played_once_and_alike_however_many_run_at_once(policy: Any) -> None:
+    venv, other = make_alfworld(2), make_alfworld(5)
+    games = venv.get_attr("games", indices=[0])[0]
+    few = evaluate(policy.actor(2), venv, games=range(4), seed=3, policy_name="me")
+    many = evaluate(policy.actor(5), other, games=range(4), seed=3)
+    assert [e.game_id for e in few] == list(games.game_ids[:4])
+    assert commands(few) == commands(many)
+    assert commands(few) != commands(evaluate(policy.actor(2), venv, games=range(4), seed=4))
+    for e in few:
+        assert e.policy == "me" and not e.success and e.truncated and len(e.turns) == 30
+        assert e.turns[0].feedback.startswith("-= Welcome")
+        assert all(turn.is_admissible and turn.command in turn.admissible_commands for turn in e.turns)
+
+
+def test_a_branch_goes_on_from_a_snapshot_with_another_command(policy: Any) -> None:
+    venv = make_alfworld(2)
+    played = collect(policy.actor(2), venv, [RolloutTask({"game": 1}, (0, 1))], snapshots=True)
+    assert played is not None
+    (original,) = played
+    turns = original.episode.turns
+    assert len(original.snapshots) == len(turns) == 30
+    t = 4
+    command = next(c for c in turns[t].admissible_commands if c.startswith("go to ") and c != turns[t].command)
+    task = RolloutTask({"snapshot": original.snapshots[t]}, (0, 2), list(turns[:t]), command, max_turns=9)
+    branched = collect(policy.actor(2), venv, [task])
+    assert branched is not None
+    (branch,) = branched
+    assert branch.n_history == t and len(branch.episode.turns) == 9 and branch.episode.truncated
+    assert [x.command for x in branch.episode.turns[: t + 1]] == [*(x.command for x in turns[:t]), command]
+    assert branch.episode.turns[t].feedback == turns[t].feedback
+    assert branch.episode.turns[t + 1].feedback.startswith(f"You arrive at {command.removeprefix('go to ')}.")
+    assert branch.episode.game_id == original.episode.game_id
+
+
+def test_a_forced_first_command_wins_where_it_should(policy: Any) -> None:
+    """Play an expert's game up to its last turn, then force the winning command."""
+    from agentprm_gym.games import demonstrate
+
+    venv = make_alfworld(1)
+    demo = demonstrate(venv.get_attr("games", indices=[0])[0][0])
+    assert demo.success
+    venv.env_method("reset", options={"game": 0})
+    for turn in demo.turns[:-1]:
+        venv.env_method("step", turn.command)
+    (state,) = venv.env_method("snapshot")
+    task = RolloutTask({"snapshot": state}, (0, 0), demo.turns[:-1], demo.turns[-1].command)
+    rollouts = collect(policy.actor(1), venv, [task])
+    assert rollouts is not None
+    assert rollouts[0].episode.success and not rollouts[0].episode.truncated
+    assert rollouts[0].episode.turns[-1].reward == 1.0
+
+
+def test_collecting_stops_when_it_is_told_to(policy: Any) -> None:
+    steps: list[Any] = []
+    out = collect(
+        policy.actor(2),
+        make_alfworld(2),
+        [RolloutTask({"game": g}, (0, g)) for g in range(4)],
+        on_step=lambda names: len(steps) < 3 and not steps.append(names),
+    )
+    assert out is None and len(steps) == 3
+    assert {"actions", "new_obs", "rewards", "dones", "infos"} <= set(steps[0])
+
+
+def made(name: str, won: bool, task_type: str = "look_at_obj_in_light") -> Episode:
+    return Episode(game_id=name, split="train", task_type=task_type, task="t", success=won)
+
+
+def test_rates_stand_by_task_type_and_in_all() -> None:
+    episodes = [made("a", True), made("b", False), made("c", True, "pick_and_place_simple"), made("d", True, "mine")]
+    rows = by_task_type(episodes)
+    assert [(r.name, r.n, r.successes) for r in rows] == [
+        ("pick_and_place_simple", 1, 1),
+        ("look_at_obj_in_light", 2, 1),
+        ("mine", 1, 1),
+        ("all", 4, 3),
+    ]
+    assert rows[-1].low < 0.75 < rows[-1].high
+    assert np.isnan(rate("none", []).rate)
+
+
+def test_wilson_keeps_within_zero_and_one() -> None:
+    assert wilson(0, 10)[0] == 0.0 and wilson(10, 10)[1] == pytest.approx(1.0)
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+
+
+def test_a_paired_difference_needs_the_same_games() -> None:
+    first = [made(str(i), i < 50) for i in range(100)]
+    second = [made(str(i), i < 60) for i in reversed(range(100))]
+    d = paired_difference(first, second)
+    assert (d.difference, d.n) == (pytest.approx(0.1), 100)
+    # Ten wins more and none fewer: far narrower than two separate intervals.
+    assert d.low == pytest.approx(0.1 - 1.959964 * np.sqrt(0.1 * 0.9 / 99), abs=1e-6)
+    for wrong in (first[1:], [*first[1:], made("other", True)], [*first[1:], first[1]]):
+        with pytest.raises(ValueError, match="same games"):
+            paired_difference(first, wrong)
