@@ -258,6 +258,7 @@ def test_agent_prm_solves_a_small_toy(learner: str) -> None:
         prm_n_epochs=200,
         prm_batch_size=2,
         n_updates=100,
+        target_kl=None,
         batch_size=32,
         n_samples=8,
         n_validation_games=0,
