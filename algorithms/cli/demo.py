@@ -38,7 +38,13 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--policy", default="tiny", metavar="MODEL", help="base model: tiny, a folder or a hub id")
     parser.add_argument("--n-demos", type=common.positive, metavar="N", default=150, help="demonstrations to clone")
-    parser.add_argument("--iterations", type=common.positive, metavar="N", default=2, help="AgentPRM iterations")
+    parser.add_argument(
+        "--iterations",
+        type=common.positive,
+        metavar="N",
+        default=2,
+        help="how often AgentPRM rolls out, fits and improves",
+    )
     parser.add_argument("--max-games", type=common.positive, metavar="N", default=400, help="evaluation games at most")
     common.add_game_options(parser, "valid_seen")
     common.add_run_options(parser, "runs/demo")
@@ -53,8 +59,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from agentprm_gym.games.demos import demonstrations
     from algorithms import SFT, AgentPRM
     from algorithms.common.evaluation import make_eval_env
-    from algorithms.common.loading import load_policy
+    from algorithms.common.loading import check_model, load_policy
 
+    check_model(args.policy)
     common.set_threads(args.threads)
     out: Path = args.out
     _check_settings(args)

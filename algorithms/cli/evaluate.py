@@ -24,7 +24,9 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--best-of", type=common.positive, default=1, metavar="N", help="draw N commands, let the saved PRM choose"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy")
+    parser.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="of sampling; 0 takes the likeliest command"
+    )
     parser.add_argument("--engine", default="native", choices=("native", "textworld"), help="what runs the games")
     parser.add_argument(
         "--max-games", type=common.positive, metavar="N", help="only the first so many games (default: all)"

@@ -49,7 +49,9 @@ def add_parser(verbs: Any) -> None:
         help=f"draw N commands a turn and let the process reward model choose (default: {BEST_OF} where the save holds "
         f"one; 1: the policy alone)",
     )
-    watch.add_argument("--temperature", type=float, default=1.0, help="of sampling; 0 is greedy")
+    watch.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="of sampling; 0 takes the likeliest command"
+    )
     watch.add_argument("--max-steps", type=common.positive, default=30, metavar="N", help="give up after so many turns")
     watch.add_argument(
         "--delay", type=float, metavar="S", help="seconds between turns (default: 1 on a terminal, else 0)"

@@ -119,12 +119,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """
     from algorithms import SFT, AgentPRM
     from algorithms.common.evaluation import make_eval_env
+    from algorithms.common.loading import check_model
 
     out: Path = args.out
     settings = parse_settings(args.settings)
     check_settings(SFT if args.algo == "sft" else AgentPRM, settings)
     if (out / "model.zip").exists() and not args.overwrite:
         raise FileExistsError(f"{out / 'model.zip'} is there already; choose another --out, or add --overwrite")
+    check_model(args.policy)
     common.set_threads(args.threads)
     shared = {"seed": args.seed, "tensorboard_log": str(out / "tb"), "device": args.device, "verbose": 0, **settings}
     venv = make_eval_env(n_envs=args.n_envs, **common.env_kwargs(args))

@@ -14,6 +14,23 @@ from algorithms.common.base import LLMAlgorithm
 from algorithms.common.policy import LLMPolicy
 
 
+def check_model(model: str) -> None:
+    """Refuse a name that :func:`load_policy` would refuse, before any work is done.
+
+    Raises:
+        FileNotFoundError: if there is no such zip.
+        ValueError: for an unknown name, or a file that is no save.
+    """
+    if _is_save(model):
+        read_save(model)
+    else:
+        LLMAlgorithm.check_policy_name(model)
+
+
+def _is_save(model: str) -> bool:
+    return model.endswith(".zip") or Path(model).is_file() or Path(model + ".zip").is_file()
+
+
 def load_policy(model: str, venv: VecEnv, device: str = "auto") -> LLMPolicy:
     """The policy of a saved algorithm, or a base model as it is.
 
@@ -26,7 +43,7 @@ def load_policy(model: str, venv: VecEnv, device: str = "auto") -> LLMPolicy:
         FileNotFoundError: if there is no such zip.
         ValueError: for an unknown name.
     """
-    if not (model.endswith(".zip") or Path(model).is_file() or Path(model + ".zip").is_file()):
+    if not _is_save(model):
         LLMAlgorithm.check_policy_name(model)
         return LLMPolicy(venv.observation_space, venv.action_space, model=model, device=get_device(device))
     saved = read_save(model)

@@ -1,0 +1,334 @@
+"""The command line: help that helps, wrong input ends with status 2 and one line, verbs do what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from agentprm_gym.episodes import read_episodes
+from agentprm_gym.games import find_games
+from algorithms.cli import main
+from tests.game_files import write_games
+
+VERBS = ("demo", "train", "eval", "play", "games")
+GENERATED = ("--games", "generated")
+
+
+class Done(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Done]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
+    """Run ``agentprm`` in an empty folder, with a script on standard input."""
+    import io
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")  # nothing is wrapped
+    monkeypatch.setattr("algorithms.cli.common.n_cores", lambda: 1)  # torch's threads would stay for later tests
+
+    def run(*args: object, stdin: str = "") -> Done:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        try:
+            status = main([str(a) for a in args])
+        except SystemExit as stop:  # argparse
+            status = int(stop.code or 0)
+        said = capsys.readouterr()
+        return Done(status, said.out, said.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def saved(learner: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a saved SFT and a saved AgentPRM."""
+    from algorithms import SFT, AgentPRM
+    from tests.algorithm_helpers import make_alfworld, make_model
+
+    folder = tmp_path_factory.mktemp("saved")
+    make_model(SFT, learner, make_alfworld()).save(folder / "sft.zip")
+    make_model(AgentPRM, learner, make_alfworld()).save(folder / "agent.zip")
+    return folder
+
+
+# ---------------------------------------------------------------------- help and wrong input
+def test_help_lists_the_verbs(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.status == 0
+    assert all(re.search(rf"^    {verb} ", done.out, re.MULTILINE) for verb in VERBS)
+    assert "examples:" in done.out
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_explains_its_options(cli: Cli, verb: str) -> None:
+    done = cli(verb, "--help")
+    assert done.status == 0
+    assert "--games" in done.out and "default: None" not in done.out
+    options = re.findall(r"^  (--\S+)(.*(?:\n {10,}.*)*)", done.out, re.MULTILINE)
+    assert len(options) >= 5
+    for option, text in options:
+        assert re.search(r"[a-z]{3,}", text), f"{verb} {option} has no help"
+
+
+def test_listing_games_does_not_wait_for_torch() -> None:
+    code = "import sys; from algorithms.cli import main; main(['games', '--games', 'generated']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert "algorithms" in loaded
+    assert not loaded & {"torch", "transformers", "stable_baselines3"}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["dance"], "invalid choice: 'dance'"),
+        (["train"], "--algo"),
+        (["train", "--algo", "ppo"], "sft"),
+        (["train", "--algo", "sft", "--set", "lr=1"], "learning_rate"),
+        (["train", "--algo", "agentprm", "--set", "gamma"], "KEY=VALUE"),
+        (["train", "--algo", "sft", "--policy", "tinny"], "'tiny'"),
+        (["train", "--algo", "sft", "--demos", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["eval", "nowhere.zip"], "nowhere.zip"),
+        (["eval", "tiny", "--n-envs", "0"], "1 or more"),
+        (["eval", "tiny", "--temperature", "-1"], "--temperature"),
+        (["eval", "tiny", "--split", "test"], "valid_seen"),
+        (["play", "--games", "nowhere"], "'nowhere'"),
+        (["play", "--games", "generated", "--game", "99999"], "99999"),
+        (["play", "--games", "generated", "--task-types", "cook"], "pick_and_place_simple"),
+        (["games", "--games", "nowhere"], "alfworld"),
+        (["games", "demos", "--n", "0"], "1 or more"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+)
+def test_wrong_input_ends_with_status_2_and_says_what_is_expected(cli: Cli, args: list[str], said: str) -> None:
+    done = cli(*args)
+    assert done.status == 2
+    assert said in done.err
+    assert "Traceback" not in done.err
+
+
+def test_debug_shows_where_an_error_comes_from(cli: Cli) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        cli("--debug", "games", "--games", "nowhere")
+
+
+# ---------------------------------------------------------------------- games
+def test_games_lists_every_split(cli: Cli) -> None:
+    done = cli("games", *GENERATED)
+    assert done.status == 0
+    for text in ("train", "valid_seen", "valid_unseen", "3000", "400", "pick_two_obj_and_place"):
+        assert text in done.out
+    assert find_games("valid_seen", "generated").content_hash[:12] in done.out
+
+
+def test_ids_come_one_a_line(cli: Cli) -> None:
+    done = cli("games", *GENERATED, "--split", "valid_seen", "--task-types", "look_at_obj_in_light", "--list")
+    expected = find_games("valid_seen", "generated", ["look_at_obj_in_light"]).game_ids
+    assert done.out.splitlines() == list(expected)
+
+
+def test_a_folder_with_one_split_shows_that_one(cli: Cli, tmp_path: Path) -> None:
+    write_games(tmp_path / "data", [0, 1])
+    done = cli("games", "--games", tmp_path / "data")
+    assert done.status == 0 and "train" in done.out and "valid_seen" not in done.out
+
+
+def test_check_names_the_games_that_cannot_be_played(cli: Cli, tmp_path: Path) -> None:
+    good, bad = write_games(tmp_path / "data", [0, 1])
+    sound = bad.read_text()
+    bad.write_text("{")
+    done = cli("games", "--games", tmp_path / "data", "--check")
+    assert done.status == 1
+    assert str(bad) in done.out and str(good) not in done.out and "1 games cannot be played" in done.out
+    bad.write_text(sound)
+    assert cli("games", "--games", tmp_path / "data", "--check").status == 0
+
+
+def test_demonstrations_are_written(cli: Cli, tmp_path: Path) -> None:
+    done = cli("games", "demos", *GENERATED, "--n", 3, "--out", "some.jsonl.gz")
+    assert done.status == 0 and "wrote 3 demonstrations" in done.out
+    episodes = list(read_episodes(tmp_path / "some.jsonl.gz"))
+    assert [e.success for e in episodes] == [True] * 3
+    assert {e.split for e in episodes} == {"train"} and {e.policy for e in episodes} == {"expert:search"}
+
+
+# ---------------------------------------------------------------------- play
+def test_a_game_can_be_won_by_following_hints(cli: Cli) -> None:
+    """The hint ends with the command to type; follow it until the game is won."""
+    script: list[str] = []
+    for _ in range(30):
+        done = cli("play", *GENERATED, "--game", 0, stdin="\n".join([*script, "hint", ""]))
+        assert done.status == 0
+        if "Done, in" in done.out:
+            break
+        script.append(re.findall(r"Try: (.+)", done.out)[-1])
+    assert f"Done, in {len(script)} turns." in done.out
+    assert "Goodbye" in done.out
+
+
+def test_turns_are_taken_back(cli: Cli) -> None:
+    done = cli("play", *GENERATED, "--game", 3, stdin="undo\ngo to fridge 1\ndance\nu\nu\nlook\nquit\nnot read\n")
+    assert done.status == 0
+    _, second = done.out.split("There is nothing to take back.")
+    assert "Your task is to" not in done.out  # it stands above, once
+    assert "Nothing happens." in second
+    assert second.count("Taken back.") == 2
+    # Back at the start: the first look at a room without furniture at hand.
+    assert "you see nothing" in second.split("Taken back.")[-1]
+    assert "not read" not in done.out
+
+
+def test_numbers_stand_for_commands(cli: Cli) -> None:
+    done = cli("play", *GENERATED, "--game", 3, stdin="1\n999\n0\n")
+    number, command = re.findall(r"^ *(\d+) (go to \S+ \d+)", done.out, re.MULTILINE)[0]
+    assert number == "1" and f"> {command}" in done.out
+    assert done.out.count("Type a number from 1 to") == 2
+
+
+def test_the_same_seed_draws_the_same_game(cli: Cli) -> None:
+    one, same, other = (cli("play", *GENERATED, "--seed", seed).out for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_watching_shows_what_the_policy_and_the_prm_think(cli: Cli, saved: Path) -> None:
+    done = cli("play", "--policy", saved / "agent.zip", *GENERATED, "--max-steps", 3)
+    assert done.status == 0
+    assert "PRM" in done.out and "log prob" in done.out and "8 draws" in done.out
+    assert re.search(r"^3 > ", done.out, re.MULTILINE) and "Not done after 3 turns." in done.out
+    rows = re.findall(r"^ +(\S.*?) +(\d\.\d{3}) +(-?\d+\.\d\d) *$", done.out, re.MULTILINE)
+    assert len(rows) >= 3 and all(0 <= float(score) <= 1 for _, score, _ in rows)
+
+
+@pytest.mark.parametrize("name", ["sft.zip", "base model"])
+def test_watching_a_policy_without_a_prm(cli: Cli, saved: Path, learner: str, name: str) -> None:
+    done = cli("play", "--policy", learner if name == "base model" else saved / name, *GENERATED, "--max-steps", 2)
+    assert done.status == 0
+    assert "PRM" not in done.out and "log prob" in done.out
+
+
+def test_best_of_without_a_prm_says_so(cli: Cli, saved: Path) -> None:
+    done = cli("play", "--policy", saved / "sft.zip", "--best-of", 4, *GENERATED)
+    assert done.status == 2 and "no process reward model" in done.err
+
+
+# ---------------------------------------------------------------------- eval, train
+def test_eval_plays_the_first_games_and_writes_what_happened(cli: Cli, saved: Path, tmp_path: Path) -> None:
+    run = ("eval", saved / "agent.zip", *GENERATED, "--max-games", 3, "--max-steps", 5, "--n-envs", 2, "--out", "out")
+    for extra in ([], ["--best-of", 3]):
+        done = cli(*run, *extra)
+        assert done.status == 0
+        assert "all" in done.out and "mean steps" in done.out and "generated games" in done.out
+        result = json.loads((tmp_path / "out" / "result.json").read_text())
+        assert result["rows"][-1]["n"] == 3 and result["rows"][-1]["mean_steps"] == 5.0
+        assert result["games"]["content_hash"] == find_games("valid_seen", "generated").content_hash
+        episodes = list(read_episodes(tmp_path / "out" / "episodes.jsonl.gz"))
+        assert [e.game_id for e in episodes] == list(find_games("valid_seen", "generated").game_ids[:3])
+        assert all((turn.candidates is not None) == bool(extra) for e in episodes for turn in e.turns)
+
+
+def test_training_saves_and_does_not_overwrite(cli: Cli, learner: str, tmp_path: Path) -> None:
+    run = ("--n-envs", 4, "--threads", 1, *GENERATED)
+    sft = ("train", "--algo", "sft", "--policy", learner, "--n-demos", 2, "--epochs", 1, "--out", "sft", *run)
+    done = cli(*sft, "--set", "batch_size=2", "learning_rate=0.01")
+    assert done.status == 0 and "agentprm eval" in done.out
+    names = {p.name for p in (tmp_path / "sft").iterdir()}
+    assert names == {"model.zip", "settings.json", "demos.jsonl.gz", "tb"}
+    again = cli(*sft)
+    assert again.status == 2 and "--overwrite" in again.err
+    assert cli(*sft, "--overwrite").status == 0
+    small = ["n_games=2", "n_repeats=1", "n_branch_states=2", "n_updates=1", "n_validation_games=2", "prm_n_epochs=1"]
+    agent = ("train", "--algo", "agentprm", "--policy", "sft/model.zip", "--iterations", 2, "--out", "agent", *run)
+    done = cli(*agent, "--set", *small)
+    assert done.status == 0
+    lines = [line for line in done.out.splitlines() if re.match(r"  (starting point|iteration)", line)]
+    assert [line.split(":")[0].strip() for line in lines] == ["starting point", "iteration 1", "iteration 2"]
+    assert (tmp_path / "agent" / "model.zip").is_file()
+
+
+def test_an_interrupted_training_keeps_what_it_learnt(
+    cli: Cli, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from algorithms import SFT
+
+    step, calls = SFT._count_step, []
+
+    def interrupted(self: SFT, *args: Any) -> bool:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return step(self, *args)
+
+    monkeypatch.setattr(SFT, "_count_step", interrupted)
+    run = ("train", "--algo", "sft", "--policy", learner, "--n-demos", 2, "--out", "sft", "--n-envs", 2)
+    done = cli(*run, "--threads", 1, *GENERATED)
+    assert done.status == 130 and "interrupted.zip" in done.out
+    assert not (tmp_path / "sft" / "model.zip").exists()
+    assert SFT.load(tmp_path / "sft" / "interrupted.zip").num_timesteps > 0
+
+
+# ---------------------------------------------------------------------- demo
+def test_the_demo_goes_on_where_it_was_interrupted(
+    cli: Cli, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from algorithms import AgentPRM
+    from algorithms.cli import demo
+    from tests.algorithm_helpers import SMALL_AGENT_PRM
+
+    small = {k: v for k, v in SMALL_AGENT_PRM.items() if k not in ("n_iterations", "seed")}
+    monkeypatch.setattr(demo, "AGENTPRM_SETTINGS", small)
+    monkeypatch.setattr(demo, "SFT_EPOCHS", 1)
+    run = (
+        "demo",
+        "--policy",
+        learner,
+        "--n-demos",
+        2,
+        "--iterations",
+        1,
+        "--max-games",
+        4,
+        "--n-envs",
+        4,
+        "--threads",
+        1,
+    )
+    run = (*run, *GENERATED)
+    improve = AgentPRM._improve
+
+    def interrupted(self: AgentPRM, *args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AgentPRM, "_improve", interrupted)
+    done = cli(*run)
+    assert done.status == 130 and "same command" in done.out
+    folder = tmp_path / "runs" / "demo"
+    sft = folder / "sft.zip"
+    before = sft.stat().st_mtime_ns
+    assert not (folder / "agentprm.zip").exists() and not (folder / "result.json").exists()
+
+    monkeypatch.setattr(AgentPRM, "_improve", improve)
+    done = cli(*run)
+    assert done.status == 0
+    assert sft.stat().st_mtime_ns == before and "SFT on" not in done.out
+    result = json.loads((folder / "result.json").read_text())
+    assert [row["name"] for row in result["rows"]] == ["base model", "SFT", "AgentPRM", "AgentPRM, best of 8"]
+    assert [row["n"] for row in result["rows"]] == [4] * 4
+    assert not list(folder.rglob("*.part"))
+
+    again = cli(*run)
+    assert again.status == 0 and "evaluate" not in again.out and "against SFT" in again.out
+    other = cli(*run, "--seed", 1)
+    assert other.status == 2 and "seed" in other.err and "--out" in other.err
