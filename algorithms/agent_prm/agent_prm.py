@@ -7,8 +7,14 @@ Differences from the paper and its released code:
    on (section 4.1, resets). They are what tells commands *of one state* apart; with ``n_branch_states=0`` there are none.
 3. A pairwise loss within the state stands beside the soft cross-entropy; ``rank_coef=0`` leaves the paper's loss.
 4. The policy is sampled fresh in every update (no one-step-stale sampler), and pairs under a margin are dropped.
-5. The training and held-out parts of the PRM's data are split by game, not by state.
-6. The iteration kept is the best by success on train games that are never rolled out for training.
+5. Stage 3 weighs the measured returns of tried commands in beside the PRM (``prior_visits``) and imitates the iteration's won
+   episodes (``imitation_coef``): the paper names online DPO, rejection sampling and PPO as optimisers, and this is the first
+   two together. With a few thousand episodes a PRM ranks the commands of one state hardly better than chance, and DPO against
+   it alone made the policy worse in every run that was tried.
+6. The training and held-out parts of the PRM's data are split by game, not by state.
+7. The iteration kept is the best by success on train games that are never rolled out for training.
+
+``rank_coef=0, n_branch_states=0, prior_visits=None, imitation_coef=0, prm_init="base"`` is the paper's recipe.
 """
 
 from __future__ import annotations
@@ -35,7 +41,7 @@ from algorithms.common.rollouts import Rollout, RolloutTask, collect
 
 REFERENCE = "reference"
 #: Stage names as ``on_stage`` reports them.
-STAGES = ("validate", "roll out", "branch", "fit PRM", "improve policy")
+STAGES = ("validate", "roll out", "roll out more", "branch", "fit PRM", "improve policy")
 
 
 class AgentPRM(LLMAlgorithm):
@@ -55,9 +61,11 @@ class AgentPRM(LLMAlgorithm):
         n_iterations: int | None = None,
         n_games: int = 256,
         n_repeats: int = 2,
-        n_branch_states: int = 1000,
+        n_trunks: int = 200,
+        n_branch_states: int = 300,
         n_branch_candidates: int = 4,
         n_branch_repeats: int = 1,
+        branch_horizon: int = 12,
         gamma: float = 0.95,
         temperature: float = 1.0,
         prm_learning_rate: float = 2e-3,
@@ -74,6 +82,7 @@ class AgentPRM(LLMAlgorithm):
         margin: float = 0.05,
         prior_visits: float | None = 1.0,
         target_kl: float | None = 0.1,
+        imitation_coef: float = 0.5,
         max_grad_norm: float = 1.0,
         n_validation_games: int = 100,
         micro_batch_size: int = 32,
@@ -88,9 +97,11 @@ class AgentPRM(LLMAlgorithm):
             n_iterations: stop after this many; ``None`` leaves it to ``total_timesteps``.
             n_games: training games rolled out an iteration.
             n_repeats: episodes a game, so that states recur.
+            n_trunks: how many of these episodes the PRM is fitted on and branches start from; all visits count as evidence.
             n_branch_states: states an iteration at which candidates are tried out.
             n_branch_candidates: distinct commands tried at each of them.
             n_branch_repeats: continuations of each.
+            branch_horizon: only states of the first so many turns are branched; late ones leave no time to recover.
             gamma: discount of the targets, in (0, 1].
             temperature: at which the policy is rolled out and sampled.
             prm_learning_rate: of the PRM's adapter and head.
@@ -107,6 +118,7 @@ class AgentPRM(LLMAlgorithm):
             margin: smallest gap of scores within a pair.
             prior_visits: how many Monte-Carlo visits the PRM's score counts for where both exist; pairs are then drawn among
                 commands that were tried. ``None`` leaves the ranking to the PRM alone, as in the paper.
+            imitation_coef: weight of imitating the iteration's won episodes beside DPO (rejection sampling); 0: DPO alone.
             target_kl: stop an iteration's policy updates above this KL to the previous policy, in nats a turn.
             max_grad_norm: gradient clipping.
             n_validation_games: train games held out to choose the best iteration by.
@@ -123,8 +135,9 @@ class AgentPRM(LLMAlgorithm):
                 raise ValueError(f"{name} is too small: got {value + (name == 'n_samples')}")
         self.n_iterations = n_iterations
         self.n_games, self.n_repeats = n_games, n_repeats
+        self.n_trunks = n_trunks
         self.n_branch_states, self.n_branch_candidates = n_branch_states, n_branch_candidates
-        self.n_branch_repeats = n_branch_repeats
+        self.n_branch_repeats, self.branch_horizon = n_branch_repeats, branch_horizon
         self.gamma = QTable(gamma).gamma
         self.temperature = temperature
         self.prm_learning_rate, self.prm_n_epochs, self.prm_batch_size = prm_learning_rate, prm_n_epochs, prm_batch_size
@@ -132,7 +145,7 @@ class AgentPRM(LLMAlgorithm):
         self.n_updates, self.batch_size = n_updates, batch_size
         self.turns_per_episode, self.n_samples = turns_per_episode, n_samples
         self.beta, self.margin, self.max_grad_norm = beta, margin, max_grad_norm
-        self.prior_visits, self.target_kl = prior_visits, target_kl
+        self.prior_visits, self.target_kl, self.imitation_coef = prior_visits, target_kl, imitation_coef
         self.n_validation_games, self.micro_batch_size = n_validation_games, micro_batch_size
         self.on_stage: Callable[[str, float], None] | None = None
         self.prm: ProcessRewardModel
@@ -157,20 +170,18 @@ class AgentPRM(LLMAlgorithm):
             self._validate(validation)
         callback.on_rollout_start()
         rollouts = self._roll_out(train, callback)
-        branched = None if rollouts is None else self._branch(rollouts, callback)
+        branched = None if rollouts is None else self._branch(rollouts[0], callback)
         if rollouts is None or branched is None:
             return False
         callback.on_rollout_end()
-        episodes = [r.episode for r in rollouts]
+        trunks, others = rollouts
+        everything = [*trunks, *others, *branched]
         table = QTable(self.gamma)
-        everything = [*rollouts, *branched]
         table.add([r.episode for r in everything], [r.n_history for r in everything])
         self.logger.record("rollout/branch_success_rate", float(np.mean([r.episode.success for r in branched] or [0])))
+        episodes = [r.episode for r in trunks]
         self._fit_prm(*self._label(episodes, table))
-        if self.iteration == 0 and self._best is not None:
-            # Should no iteration beat the policy as it came: this is the process reward model of that policy.
-            self._best["prm"], self._best["head"] = self.lm.adapter_state(PRM), self.prm.head_state()
-        self._improve(episodes, table)
+        self._improve(episodes, table, [(r.episode, r.n_history) for r in everything if r.episode.success])
         self._validate(validation)
         return True
 
@@ -199,15 +210,27 @@ class AgentPRM(LLMAlgorithm):
     def _seed_base(self) -> int:
         return 0 if self.seed is None else self.seed
 
-    def _roll_out(self, games: Sequence[int], callback: BaseCallback) -> list[Rollout] | None:
-        """Stage 1: play games several times each."""
+    def _roll_out(
+        self, games: Sequence[int], callback: BaseCallback
+    ) -> tuple[list[Rollout], list[Rollout]] | None:
+        """Stage 1: play games several times each.
+
+        Returns:
+            The trunks, with snapshots and weighed candidates, and the other rollouts; ``None`` if a callback ended it.
+        """
         rng = np.random.default_rng([self._seed_base(), self.iteration, 1])
         chosen = rng.choice(games, min(self.n_games, len(games)), replace=False)
         tasks = [
             RolloutTask({"game": int(game)}, (self._seed_base(), self.iteration, 2, i))
             for i, game in enumerate(np.repeat(chosen, self.n_repeats))
         ]
-        return self._collect(tasks, "roll out", callback, snapshots=self.n_branch_states > 0)
+        order = [int(i) for i in rng.permutation(len(tasks))]
+        n_trunks = min(self.n_trunks, len(tasks))
+        trunks = self._collect([tasks[i] for i in order[:n_trunks]], "roll out", callback, snapshots=True)
+        if trunks is None or n_trunks == len(tasks):
+            return None if trunks is None else (trunks, [])
+        others = self._collect([tasks[i] for i in order[n_trunks:]], "roll out more", callback, snapshots=False)
+        return None if others is None else (trunks, others)
 
     def _branch(self, rollouts: Sequence[Rollout], callback: BaseCallback) -> list[Rollout] | None:
         """Stage 1, resets: try the candidates of some states and let the policy play on."""
@@ -218,7 +241,8 @@ class AgentPRM(LLMAlgorithm):
         states = []
         for r, rollout in enumerate(rollouts):
             turns = rollout.episode.turns
-            open_turns = [t for t, turn in enumerate(turns) if turn.candidates and len(turn.candidates) > 1]
+            early = turns[: self.branch_horizon]
+            open_turns = [t for t, turn in enumerate(early) if turn.candidates and len(turn.candidates) > 1]
             states += [(r, open_turns[int(i)]) for i in rng.permutation(len(open_turns))[:per_episode]]
         chosen = rng.permutation(len(states))[: self.n_branch_states]
         horizon = self._horizon()
@@ -251,7 +275,7 @@ class AgentPRM(LLMAlgorithm):
         def on_episode(episode: Episode) -> None:
             nonlocal done
             done += 1
-            if stage == "roll out":
+            if stage.startswith("roll out"):
                 self._record_episode(episode)
             self._stage(stage, done / len(tasks))
 
@@ -318,7 +342,9 @@ class AgentPRM(LLMAlgorithm):
         self.logger.record("prm/within_state_spread", report.spread)
         return report
 
-    def _improve(self, episodes: Sequence[Episode], table: QTable) -> DPOStats:
+    def _improve(
+        self, episodes: Sequence[Episode], table: QTable, successes: Sequence[tuple[Episode, int]]
+    ) -> DPOStats:
         """Stage 3: online DPO with the previous policy as reference."""
         self.lm.copy_adapter(POLICY, REFERENCE)
         evidence = None
@@ -344,6 +370,8 @@ class AgentPRM(LLMAlgorithm):
             self.policy.tries,
             states,
             evidence=evidence,
+            successes=successes,
+            imitation_coef=self.imitation_coef,
             learning_rate=float(self.learning_rate),  # type: ignore[arg-type]
             n_updates=self.n_updates,
             batch_size=self.batch_size,

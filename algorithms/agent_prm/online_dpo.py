@@ -90,6 +90,8 @@ def train_online_dpo(
     states: Sequence[tuple[Episode, Sequence[int]]],
     *,
     evidence: Evidence | None,
+    successes: Sequence[tuple[Episode, int]],
+    imitation_coef: float,
     learning_rate: float,
     n_updates: int,
     batch_size: int,
@@ -113,6 +115,9 @@ def train_online_dpo(
         tries: trie cache of the prompt format.
         states: logged episodes, each with the turns that may serve as states.
         evidence: Monte-Carlo visits to weigh in; only commands that were tried are then paired. ``None`` is the paper's way.
+        successes: episodes that were won, each with the first turn to imitate.
+        imitation_coef: weight of imitating their commands (rejection sampling, the other optimiser that the paper names);
+            0 leaves DPO alone.
         learning_rate: peak, with a short warm-up and a linear decay.
         n_updates: optimizer updates.
         batch_size: episodes an update.
@@ -155,6 +160,8 @@ def train_online_dpo(
                 ref = episode_log_probs(lm, tries, batch, turns)
             pairs = _choose_pairs(prm, batch, sampled, evidence, margin, stats)
             _record_kl(log_probs, ref, stats)
+            if imitation_coef > 0 and successes:
+                (imitation_coef * _imitation_loss(lm, tries, successes, batch_size, rng)).backward()
             if pairs:
                 index = {(b, t): (b, k) for b, which in enumerate(turns) for k, t in enumerate(which)}
                 where = [(index[state.episode, state.turn], best, worst) for state, best, worst in pairs]
@@ -164,17 +171,33 @@ def train_online_dpo(
                 )
                 loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta).mean()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
                 stats.losses.append(loss.item())
                 ahead = (chosen - ref_chosen) > (rejected - ref_rejected)
                 stats.accuracies.append(float(ahead.float().mean()))
+            torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         if on_step is not None and not on_step((update + 1) / n_updates, stats):
             break
         if target_kl is not None and len(stats.kl) >= 5 and float(np.mean(stats.kl[-5:])) > target_kl:
             break
     return stats
+
+
+def _imitation_loss(
+    lm: LanguageModel, tries: TrieCache, successes: Sequence[tuple[Episode, int]], n: int, rng: np.random.Generator
+) -> torch.Tensor:
+    """Mean negative log-probability of the commands of some won episodes, a scalar; the policy's adapter is active."""
+    drawn = [successes[int(i)] for i in rng.permutation(len(successes))[:n]]
+    episodes = [episode for episode, _ in drawn]
+    turns = [range(first, len(episode.turns)) for episode, first in drawn]
+    log_probs = episode_log_probs(lm, tries, episodes, turns)
+    picked = [
+        row[episode.turns[t].admissible_commands.index(episode.turns[t].command)]
+        for episode, which, rows in zip(episodes, turns, log_probs, strict=True)
+        for t, row in zip(which, rows, strict=True)
+    ]
+    return -torch.stack(picked).mean()
 
 
 def _sample(

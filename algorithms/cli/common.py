@@ -194,9 +194,9 @@ class StageBars:
         """Begin."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         """Take the last bar down; what is done is said."""
-        self._end_stage()
+        self._end_stage("" if error is None else " (stopped)")
         self._end_iteration()
 
     def update(self, stage: str, share: float) -> None:
@@ -215,11 +215,11 @@ class StageBars:
         self._share = share
         self.bars.update(self._task, completed=share)
 
-    def _end_stage(self) -> None:
+    def _end_stage(self, note: str = "") -> None:
         if self._task is not None:
             self.bars.remove_task(self._task)
             self._task = None
-            self._done.append(f"{self._stage} {clock(time.monotonic() - self._start)}")
+            self._done.append(f"{self._stage} {clock(time.monotonic() - self._start)}{note}")
 
     def _end_iteration(self) -> None:
         if self._done:
