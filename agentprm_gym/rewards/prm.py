@@ -1,7 +1,8 @@
 """The process reward model: a LoRA adapter and a scalar head over the shared base, giving Q(s, a) in (0, 1).
 
-The logit is read at the end-of-turn token of the response (paper section 3.1, stage 2), or where the prompt format has a
-suffix for judging, at the end of that (:meth:`PromptFormat.judge_ids`). Both hang off the transcript as branches, so one pass over a transcript
+The logit is read at the end-of-turn token of the response (paper section 3.1, stage 2), or where the prompt format
+has a suffix for judging, at the end of that (:meth:`PromptFormat.judge_ids`). Both hang off the transcript as branches,
+so one pass over a transcript
 scores every turn of it, and one pass over a token tree scores many candidates of the same turn.
 """
 

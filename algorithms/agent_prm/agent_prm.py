@@ -82,7 +82,8 @@ class AgentPRM(LLMAlgorithm):
         margin: float = 0.05,
         prior_visits: float | None = 1.0,
         target_kl: float | None = 0.1,
-        imitation_coef: float = 0.5,
+        imitation_coef: float = 1.0,
+        n_imitated_per_game: int = 2,
         max_grad_norm: float = 1.0,
         n_validation_games: int = 100,
         micro_batch_size: int = 32,
@@ -119,6 +120,7 @@ class AgentPRM(LLMAlgorithm):
             prior_visits: how many Monte-Carlo visits the PRM's score counts for where both exist; pairs are then drawn among
                 commands that were tried. ``None`` leaves the ranking to the PRM alone, as in the paper.
             imitation_coef: weight of imitating the iteration's won episodes beside DPO (rejection sampling); 0: DPO alone.
+            n_imitated_per_game: at most so many of a game, the shortest.
             target_kl: stop an iteration's policy updates above this KL to the previous policy, in nats a turn.
             max_grad_norm: gradient clipping.
             n_validation_games: train games held out to choose the best iteration by.
@@ -146,6 +148,7 @@ class AgentPRM(LLMAlgorithm):
         self.turns_per_episode, self.n_samples = turns_per_episode, n_samples
         self.beta, self.margin, self.max_grad_norm = beta, margin, max_grad_norm
         self.prior_visits, self.target_kl, self.imitation_coef = prior_visits, target_kl, imitation_coef
+        self.n_imitated_per_game = n_imitated_per_game
         self.n_validation_games, self.micro_batch_size = n_validation_games, micro_batch_size
         self.on_stage: Callable[[str, float], None] | None = None
         self.prm: ProcessRewardModel
@@ -178,10 +181,12 @@ class AgentPRM(LLMAlgorithm):
         everything = [*trunks, *others, *branched]
         table = QTable(self.gamma)
         table.add([r.episode for r in everything], [r.n_history for r in everything])
-        self.logger.record("rollout/branch_success_rate", float(np.mean([r.episode.success for r in branched] or [0])))
+        self.logger.record(
+            "rollout/branch_success_rate", float(np.mean([r.episode.success for r in branched] or [False]))
+        )
         episodes = [r.episode for r in trunks]
         self._fit_prm(*self._label(episodes, table))
-        self._improve(episodes, table, [(r.episode, r.n_history) for r in everything if r.episode.success])
+        self._improve(episodes, table, self._to_imitate(everything))
         self._validate(validation)
         return True
 
@@ -210,9 +215,7 @@ class AgentPRM(LLMAlgorithm):
     def _seed_base(self) -> int:
         return 0 if self.seed is None else self.seed
 
-    def _roll_out(
-        self, games: Sequence[int], callback: BaseCallback
-    ) -> tuple[list[Rollout], list[Rollout]] | None:
+    def _roll_out(self, games: Sequence[int], callback: BaseCallback) -> tuple[list[Rollout], list[Rollout]] | None:
         """Stage 1: play games several times each.
 
         Returns:
@@ -246,7 +249,7 @@ class AgentPRM(LLMAlgorithm):
             states += [(r, open_turns[int(i)]) for i in rng.permutation(len(open_turns))[:per_episode]]
         chosen = rng.permutation(len(states))[: self.n_branch_states]
         horizon = self._horizon()
-        tasks = []
+        tasks: list[RolloutTask] = []
         for i in chosen:
             r, t = states[int(i)]
             turns = rollouts[r].episode.turns
@@ -293,9 +296,7 @@ class AgentPRM(LLMAlgorithm):
                 on_episode=on_episode,
             )
 
-    def _label(
-        self, episodes: Sequence[Episode], table: QTable
-    ) -> tuple[list[LabelledEpisode], list[LabelledEpisode]]:
+    def _label(self, episodes: Sequence[Episode], table: QTable) -> tuple[list[LabelledEpisode], list[LabelledEpisode]]:
         """Label the rollouts; one game in ten is held out to judge the PRM on.
 
         Branches label the states they started from; their own later states are left out, since every one of them would be
@@ -313,6 +314,18 @@ class AgentPRM(LLMAlgorithm):
             [e for e in labelled if e.episode.game_id not in held] or labelled,
             [e for e in labelled if e.episode.game_id in held],
         )
+
+    def _to_imitate(self, rollouts: Sequence[Rollout]) -> list[tuple[Episode, int]]:
+        """Won episodes with their first own turn: the shortest few of each game, or the easy games would be all there is."""
+        by_game: dict[str, list[tuple[Episode, int]]] = {}
+        for r in rollouts:
+            if r.episode.success:
+                by_game.setdefault(r.episode.game_id, []).append((r.episode, r.n_history))
+        return [
+            item
+            for won in by_game.values()
+            for item in sorted(won, key=lambda pair: len(pair[0].turns))[: self.n_imitated_per_game]
+        ]
 
     def _fit_prm(self, data: Sequence[LabelledEpisode], held_out: Sequence[LabelledEpisode]) -> PRMReport:
         """Stage 2: a PRM for this iteration's rollouts."""
@@ -348,7 +361,7 @@ class AgentPRM(LLMAlgorithm):
         """Stage 3: online DPO with the previous policy as reference."""
         self.lm.copy_adapter(POLICY, REFERENCE)
         evidence = None
-        states = [(e, range(len(e.turns))) for e in episodes]
+        states: list[tuple[Episode, Sequence[int]]] = [(e, range(len(e.turns))) for e in episodes]
         if self.prior_visits is not None:
             evidence = Evidence(table, self.prior_visits)
             states = []
@@ -372,7 +385,7 @@ class AgentPRM(LLMAlgorithm):
             evidence=evidence,
             successes=successes,
             imitation_coef=self.imitation_coef,
-            learning_rate=float(self.learning_rate),  # type: ignore[arg-type]
+            learning_rate=float(self.learning_rate),
             n_updates=self.n_updates,
             batch_size=self.batch_size,
             turns_per_episode=self.turns_per_episode,
@@ -387,7 +400,12 @@ class AgentPRM(LLMAlgorithm):
         )
         self._n_updates += len(stats.losses)
         last = slice(-20, None)
-        for key, values in (("loss", stats.losses), ("accuracy", stats.accuracies), ("kl", stats.kl), ("gap", stats.gaps)):
+        for key, values in (
+            ("loss", stats.losses),
+            ("accuracy", stats.accuracies),
+            ("kl", stats.kl),
+            ("gap", stats.gaps),
+        ):
             self.logger.record(f"train/{key}", float(np.mean(values[last])) if values else float("nan"))
         self.logger.record("train/prm_score", float(np.mean(stats.scores[last])) if stats.scores else float("nan"))
         self.logger.record("train/n_pairs", stats.n_pairs)
@@ -425,11 +443,16 @@ class AgentPRM(LLMAlgorithm):
         return success
 
     # ------------------------------------------------------------------ acting and saving
-    def best_of_n(self, n_rows: int, n: int) -> BestOfNActor:
-        """An actor that draws ``n`` commands and executes the one that the PRM scores highest."""
-        return BestOfNActor(
-            self.policy.actor(n_rows, temperature=self.temperature), self.lm, PRM, self.prm.head, n_rows, n
-        )
+    def best_of_n(self, n_rows: int, n: int, *, temperature: float | None = None) -> BestOfNActor:
+        """An actor that draws ``n`` commands and executes the one that the PRM scores highest.
+
+        Args:
+            n_rows: how many episodes run at once.
+            n: candidates a turn.
+            temperature: at which they are drawn; the policy's own where ``None``.
+        """
+        chosen = self.temperature if temperature is None else temperature
+        return BestOfNActor(self.policy.actor(n_rows, temperature=chosen), self.lm, PRM, self.prm.head, n_rows, n)
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """``{"policy": ..., "prm": ...}``."""

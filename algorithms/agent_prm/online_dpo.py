@@ -214,7 +214,9 @@ def _sample(
     for b, which in enumerate(turns):
         for k, t in enumerate(which):
             stats.n_states += 1
-            draws = [sample_commands(log_probs[b][k].detach(), rng, temperature=temperature)[0] for _ in range(n_samples)]
+            draws = [
+                sample_commands(log_probs[b][k].detach(), rng, temperature=temperature)[0] for _ in range(n_samples)
+            ]
             distinct = sorted(set(draws))
             if len(distinct) < 2:
                 stats.n_same += 1

@@ -22,7 +22,28 @@ if TYPE_CHECKING:
 #: Settings of the demonstration, tuned on held-out *train* games of the generated world, never on the games it reports.
 SFT_SETTINGS: dict[str, Any] = {"learning_rate": 2e-3}
 SFT_EPOCHS = 8
-AGENTPRM_SETTINGS: dict[str, Any] = {}
+AGENTPRM_SETTINGS: dict[str, Any] = {
+    "n_games": 400,
+    "n_repeats": 4,
+    "n_trunks": 200,
+    "n_branch_states": 250,
+    "n_branch_candidates": 3,
+    "temperature": 0.6,
+    "prm_n_epochs": 1,
+    "prm_learning_rate": 1e-3,
+    "prm_batch_size": 8,
+    "micro_batch_size": 16,
+    "n_updates": 70,
+    "batch_size": 16,
+    "turns_per_episode": 4,
+    "n_samples": 8,
+    "beta": 0.2,
+    "margin": 0.15,
+    "learning_rate": 1e-3,
+    "target_kl": None,
+}
+#: Every policy of the table acts at this temperature: as it was trained, without sharpening.
+TEMPERATURE = 1.0
 BEST_OF = 8
 
 
@@ -100,12 +121,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
                     write_episodes(path, _evaluate(make(), test, n_test, args.seed, name, common.counted(done)))
             results[name] = list(read_episodes(path))
 
-        rows = args.n_envs
-        evaluated("base model", "base", lambda: load_policy(args.policy, test, args.device).actor(rows))
-        evaluated("SFT", "sft", lambda: load_policy(str(sft_path), test, args.device).actor(rows))
-        evaluated("AgentPRM", "agentprm", lambda: load_policy(str(prm_path), test, args.device).actor(rows))
-        name = f"AgentPRM, best of {BEST_OF}"
-        evaluated(name, "best_of", lambda: AgentPRM.load(prm_path, test, device=args.device).best_of_n(rows, BEST_OF))
+        def single(model: str, temperature: float) -> Callable[[], Actor]:
+            return lambda: load_policy(model, test, args.device).actor(args.n_envs, temperature=temperature)
+
+        def best_of() -> Actor:
+            model = AgentPRM.load(prm_path, test, device=args.device)
+            return model.best_of_n(args.n_envs, BEST_OF, temperature=TEMPERATURE)
+
+        evaluated("base model", "base", single(args.policy, TEMPERATURE))
+        evaluated("SFT", "sft", single(str(sft_path), TEMPERATURE))
+        evaluated("AgentPRM", "agentprm", single(str(prm_path), TEMPERATURE))
+        evaluated(f"AgentPRM, best of {BEST_OF} by the PRM", "best_of", best_of)
+        evaluated("SFT, greedy", "sft_greedy", single(str(sft_path), 0.0))
+        evaluated("AgentPRM, greedy", "agentprm_greedy", single(str(prm_path), 0.0))
     _report(args, console, results, test_games)
     return 0
 
@@ -140,16 +168,20 @@ def _evaluate(
 def _report(args: argparse.Namespace, console: Console, results: dict[str, Sequence[Episode]], games: Any) -> None:
     from algorithms.common.evaluation import by_task_type, paired_difference, rate
 
-    table = Table(title=f"success on {args.split} ({games.source} games), one sample a turn unless said otherwise")
-    for column in ("policy", "games", "success % [95 % interval]", "against SFT, paired", "mean steps"):
+    table = Table(
+        title=f"success on {args.split} ({games.source} games), sampled at temperature {TEMPERATURE:g} unless greedy"
+    )
+    for column in ("policy", "games", "success % [95 % interval]", "against SFT, same mode", "mean steps"):
         table.add_column(column, justify="left" if column == "policy" else "right", no_wrap=column == "policy")
     rows = []
     for name, episodes in results.items():
         row = rate(name, episodes)
         entry = common.rate_row(row)
         against = ""
-        if name != "SFT":
-            d = paired_difference(results["SFT"], episodes)
+        # Like against like: a greedy policy with greedy SFT, a sampled one with sampled SFT.
+        start = "SFT, greedy" if name.endswith("greedy") else "SFT"
+        if name != start:
+            d = paired_difference(results[start], episodes)
             against = f"{100 * d.difference:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
             entry["against_sft"] = {"difference": d.difference, "low": d.low, "high": d.high}
         entry["by_task_type"] = [common.rate_row(r) for r in by_task_type(episodes)]

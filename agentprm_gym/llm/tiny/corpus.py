@@ -58,9 +58,13 @@ def wander(game: Game, rng: np.random.Generator, n_turns: int) -> Episode:
         if rng.random() < noise:
             command = _random_command(frame.admissible_commands, rng)
         expert.executed(command)
-        turns.append(Turn(feedback=frame.feedback, admissible_commands=list(frame.admissible_commands), command=command))
+        turns.append(
+            Turn(feedback=frame.feedback, admissible_commands=list(frame.admissible_commands), command=command)
+        )
         frame = engine.step(command)
-    return Episode(game_id=game.game_id, split=game.split, task_type=game.task_type, task=game.task, success=False, turns=turns)
+    return Episode(
+        game_id=game.game_id, split=game.split, task_type=game.task_type, task=game.task, success=False, turns=turns
+    )
 
 
 def _remember(expert: SearchExpert, rng: np.random.Generator) -> SearchExpert:

@@ -13,7 +13,9 @@ import math
 import multiprocessing as mp
 import time
 from collections.abc import Iterator
+from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -29,6 +31,8 @@ from agentprm_gym.llm.tiny.tokenizer import build_tokenizer, embedding_parts
 
 #: Entity types that games may name (ALFRED's object and receptacle classes), in lower case.
 TYPES_FILE = Path(__file__).parent / "types.json"
+#: What the data process hands over: chunks of (token ids, loss weights).
+Batches: TypeAlias = "Queue[list[tuple[list[int], list[float]]]]"
 #: Weight of predicting what the world says, against 1 for what the player does.
 OBSERVATION_WEIGHT = 0.3
 
@@ -42,12 +46,11 @@ class FactorisedEmbedding(nn.Module):
         types, numbers, n_types, n_numbers = embedding_parts(vocab)
         self.types = nn.Parameter(torch.randn(n_types, dim) * 0.02)
         self.numbers = nn.Parameter(torch.randn(n_numbers, dim) * 0.02)
-        self.register_buffer("type_index", torch.tensor(types))
-        self.register_buffer("number_index", torch.tensor(numbers))
+        self._type_index, self._number_index = torch.tensor(types), torch.tensor(numbers)
 
     def weight(self) -> torch.Tensor:
         """The whole table, (V, dim)."""
-        return self.types[self.type_index] + self.numbers[self.number_index]
+        return self.types[self._type_index] + self.numbers[self._number_index]
 
 
 def build_model(vocab_size: int, bos: int, eos: int, pad: int) -> LlamaForCausalLM:
@@ -60,7 +63,6 @@ def build_model(vocab_size: int, bos: int, eos: int, pad: int) -> LlamaForCausal
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=4096,
-        rope_theta=10000.0,
         tie_word_embeddings=True,
         bos_token_id=bos,
         eos_token_id=eos,
@@ -80,14 +82,14 @@ def encoded_stream(seed: int, prompt: PromptFormat) -> Iterator[tuple[list[int],
         yield encoded.ids, weights
 
 
-def _produce(queue: mp.Queue, seed: int, chunk: int) -> None:
+def _produce(queue: Batches, seed: int, chunk: int) -> None:
     tokenizer = build_tokenizer(json.loads(TYPES_FILE.read_text()))
     stream = encoded_stream(seed, PromptFormat(tokenizer, "compact"))
     while True:
         queue.put([next(stream) for _ in range(chunk)])
 
 
-def batches(queue: mp.Queue, rng: np.random.Generator, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(queue: Batches, rng: np.random.Generator, tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Padded batches of about ``tokens`` tokens: ids (B, L) int64, weights (B, L) float32."""
     while True:
         chunk = sorted(queue.get(), key=lambda item: len(item[0]))
@@ -134,7 +136,7 @@ def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
     averaged = [p.detach().clone() for p in [*matrices, *others]]
-    queue: mp.Queue = mp.get_context("spawn").Queue(maxsize=4)
+    queue: Batches = mp.get_context("spawn").Queue(maxsize=4)
     producer = mp.get_context("spawn").Process(target=_produce, args=(queue, seed, 512), daemon=True)
     producer.start()
     started, seen, loss_mean, done = time.time(), 0, math.nan, 0.0
@@ -150,7 +152,9 @@ def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed
                 optimizer.param_groups[0]["lr"] = base * scale
             table = embedding.weight()  # (V, H)
             hidden = decoder(
-                inputs_embeds=table[ids], attention_mask=(torch.arange(ids.shape[1]) >= 0).expand_as(ids), use_cache=False
+                inputs_embeds=table[ids],
+                attention_mask=(torch.arange(ids.shape[1]) >= 0).expand_as(ids),
+                use_cache=False,
             ).last_hidden_state  # (B, L, H)
             w = weights[:, 1:]
             keep = w > 0
@@ -167,19 +171,30 @@ def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed
                 torch._foreach_lerp_(averaged, [p.detach() for p in [*matrices, *others]], 1 - decay)
             seen += int(keep.sum())
             loss_mean = loss.item() if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss.item()
-            progress.update(bar, completed=done, description=f"pretraining  loss {loss_mean:.3f}  {seen / 1e6:.1f} M tokens")
+            progress.update(
+                bar, completed=done, description=f"pretraining  loss {loss_mean:.3f}  {seen / 1e6:.1f} M tokens"
+            )
             if step % 200 == 0:
-                console.print(f"step {step}  loss {loss_mean:.4f}  {seen / 1e6:.2f} M tokens  {time.time() - started:.0f} s")
+                console.print(
+                    f"step {step}  loss {loss_mean:.4f}  {seen / 1e6:.2f} M tokens  {time.time() - started:.0f} s"
+                )
     producer.terminate()
     with torch.no_grad():
         for p, a in zip([*matrices, *others], averaged, strict=True):
             p.copy_(a)
-        model.get_input_embeddings().weight.copy_(embedding.weight())
+        inputs = model.get_input_embeddings()
+        assert isinstance(inputs, nn.Embedding)
+        inputs.weight.copy_(embedding.weight())
     model.tie_weights()
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    figures = {"loss": loss_mean, "million_tokens": seen / 1e6, "minutes": (time.time() - started) / 60, "steps": float(step)}
+    figures = {
+        "loss": loss_mean,
+        "million_tokens": seen / 1e6,
+        "minutes": (time.time() - started) / 60,
+        "steps": float(step),
+    }
     recipe = {
         "seed": seed, "lr": lr, "batch_tokens": batch_tokens, "observation_weight": OBSERVATION_WEIGHT,
         "command": "python -m agentprm_gym.llm.tiny.pretrain", "figures": figures,
