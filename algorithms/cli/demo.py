@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 SFT_SETTINGS: dict[str, Any] = {"learning_rate": 2e-3}
 SFT_EPOCHS = 8
 AGENTPRM_SETTINGS: dict[str, Any] = {
-    "n_games": 400,
-    "n_repeats": 4,
+    "n_games": 600,
+    "n_repeats": 3,
     "n_trunks": 200,
     "n_branch_states": 250,
     "n_branch_candidates": 3,
@@ -33,7 +33,7 @@ AGENTPRM_SETTINGS: dict[str, Any] = {
     "prm_learning_rate": 1e-3,
     "prm_batch_size": 8,
     "micro_batch_size": 16,
-    "n_updates": 70,
+    "n_updates": 80,
     "batch_size": 16,
     "turns_per_episode": 4,
     "n_samples": 8,
