@@ -197,7 +197,7 @@ def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed
     }
     recipe = {
         "seed": seed, "lr": lr, "batch_tokens": batch_tokens, "observation_weight": OBSERVATION_WEIGHT,
-        "command": "python -m agentprm_gym.llm.tiny.pretrain", "figures": figures,
+        "command": f"python -m agentprm_gym.llm.tiny.pretrain --seed {seed} --steps {step}", "figures": figures,
     }  # fmt: skip
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     return figures
