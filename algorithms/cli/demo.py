@@ -52,7 +52,7 @@ def add_parser(verbs: Any) -> None:
     parser = common.add_verb(
         verbs,
         "demo",
-        help="watch AgentPRM beat its starting point, about 12 minutes on 2 cores",
+        help="watch AgentPRM beat its starting point, about 8 minutes on 2 cores",
         description="Clones a few expert demonstrations (SFT), then runs AgentPRM, and compares on held-out games, "
         "each played once: the base model, SFT, AgentPRM, and best-of-8 with the process reward model. Finished stages "
         "are kept in the output folder; the same command goes on after an interruption.",

@@ -14,7 +14,7 @@ from rich.markup import escape
 from algorithms.cli import demo, evaluate, games, play, train
 
 _EPILOG = """examples:
-  agentprm demo                         watch AgentPRM beat its starting point on this machine (about 12 minutes)
+  agentprm demo                         watch AgentPRM beat its starting point on this machine (about 8 minutes)
   agentprm games                        which games are found, and where
   agentprm play                         play one yourself
   agentprm train --algo sft --out runs/sft
@@ -51,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Hub look-ups print advice meant for developers of other libraries; a progress bar should be all there is.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    console = Console()
+    # Tables must not be folded to 80 columns where the output goes to a file.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         status: int = args.run(args, console)
         return status
