@@ -324,7 +324,14 @@ def test_the_demo_goes_on_where_it_was_interrupted(
     assert done.status == 0
     assert sft.stat().st_mtime_ns == before and "SFT on" not in done.out
     result = json.loads((folder / "result.json").read_text())
-    assert [row["name"] for row in result["rows"]] == ["base model", "SFT", "AgentPRM", "AgentPRM, best of 8"]
+    assert [row["name"] for row in result["rows"]] == [
+        "base model",
+        "SFT",
+        "AgentPRM",
+        "AgentPRM, best of 8 by the PRM",
+        "SFT, greedy",
+        "AgentPRM, greedy",
+    ]
     assert [row["n"] for row in result["rows"]] == [4] * 4
     assert not list(folder.rglob("*.part"))
 

@@ -186,6 +186,9 @@ class AgentPRM(LLMAlgorithm):
         )
         episodes = [r.episode for r in trunks]
         self._fit_prm(*self._label(episodes, table))
+        if self._best is not None and self.iteration == 0:
+            # The starting policy was validated before it had a PRM; should it stay the best, this is the one fitted to it.
+            self._best |= {"prm": self.lm.adapter_state(PRM), "head": self.prm.head_state()}
         self._improve(episodes, table, self._to_imitate(everything))
         self._validate(validation)
         return True
