@@ -332,7 +332,7 @@ def test_the_demo_goes_on_where_it_was_interrupted(
         "SFT, greedy",
         "AgentPRM, greedy",
     ]
-    assert [row["n"] for row in result["rows"]] == [4] * 4
+    assert [row["n"] for row in result["rows"]] == [4] * 6
     assert not list(folder.rglob("*.part"))
 
     again = cli(*run)

@@ -1,0 +1,120 @@
+"""Policy improvement: what pairs come from, and what imitation adds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agentprm_gym.episodes import Episode, Turn
+from agentprm_gym.llm.models import LanguageModel
+from agentprm_gym.llm.scoring import TrieCache, episode_log_probs
+from agentprm_gym.rewards.prm import ProcessRewardModel
+from algorithms.agent_prm.online_dpo import DPOStats, Evidence, train_online_dpo
+from algorithms.agent_prm.targets import QTable
+from tests.llm_helpers import make_episodes, randomise, save_random_model
+
+
+@pytest.fixture
+def lm(tmp_path: Path) -> LanguageModel:
+    model = LanguageModel.load(save_random_model(tmp_path))
+    model.add_adapter("policy")
+    randomise(model, "policy")
+    model.copy_adapter("policy", "reference")
+    return model
+
+
+def bandit(command: str, won: bool) -> Episode:
+    """One turn, three commands."""
+    turn = Turn(feedback="You see a mug 1.", admissible_commands=("look", "help", "inventory"), command=command)
+    turn.reward = float(won)
+    return Episode(game_id="g", split="train", task_type="t", task="put a mug in shelf.", success=won, turns=[turn])
+
+
+def improve(lm: LanguageModel, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, DPOStats]:
+    """Train on the bandit's state; returns its log-probabilities before and after."""
+    episode = bandit("look", False)
+    tries = TrieCache(lm.prompt)
+
+    def log_probs() -> torch.Tensor:
+        with torch.no_grad(), lm.active("policy"):
+            return episode_log_probs(lm, tries, [episode])[0][0]
+
+    before = log_probs()
+    settings: dict[str, Any] = {
+        "evidence": None,
+        "successes": [],
+        "imitation_coef": 0.0,
+        "learning_rate": 5e-3,
+        "n_updates": 15,
+        "batch_size": 4,
+        "turns_per_episode": 2,
+        "n_samples": 12,
+        "beta": 0.5,
+        "margin": 0.05,
+        "temperature": 1.0,
+        "target_kl": None,
+        "max_grad_norm": 1.0,
+        "rng": np.random.default_rng(0),
+    }
+    stats = train_online_dpo(
+        lm, "policy", "reference", ProcessRewardModel(lm), tries, [(episode, [0])] * 4, **(settings | kwargs)
+    )
+    return before, log_probs(), stats
+
+
+def test_what_was_measured_outweighs_an_indifferent_prm(lm: LanguageModel) -> None:
+    table = QTable(0.95)
+    table.add([bandit("help", True)] * 4 + [bandit("look", False)] * 4)
+    before, after, stats = improve(lm, evidence=Evidence(table, prior_visits=1.0))
+    gain = after - before
+    assert stats.n_pairs > 0 and gain[1] > 0 > gain[0]
+    assert stats.gaps[0] == pytest.approx((4 + 0.5) / 5 - 0.5 / 5)  # an untrained PRM says 0.5
+
+
+def test_commands_that_were_not_tried_are_not_paired_on_evidence(lm: LanguageModel) -> None:
+    table = QTable(0.95)
+    table.add([bandit("help", True)])
+    before, after, stats = improve(lm, evidence=Evidence(table, prior_visits=1.0))
+    assert stats.n_pairs == 0 and stats.n_untried > 0
+    assert torch.equal(before, after)
+
+
+def test_an_indifferent_prm_alone_changes_nothing(lm: LanguageModel) -> None:
+    before, after, stats = improve(lm)
+    assert stats.n_pairs == 0 and stats.n_close > 0
+    assert torch.equal(before, after)
+
+
+def test_imitation_raises_what_won(lm: LanguageModel) -> None:
+    before, after, _ = improve(lm, successes=[(bandit("inventory", True), 0)], imitation_coef=1.0)
+    assert after[2] > before[2] + 0.1
+
+
+def test_the_divergence_from_the_reference_starts_at_zero_and_can_end_training(lm: LanguageModel) -> None:
+    won = [(bandit("inventory", True), 0)]
+    _, _, free = improve(lm, successes=won, imitation_coef=1.0, n_updates=20)
+    assert free.kl[0] == pytest.approx(0, abs=1e-6) and max(free.kl) > 0.01
+    lm.copy_adapter("reference", "policy")
+    _, _, held = improve(lm, successes=won, imitation_coef=1.0, n_updates=20, target_kl=0.005)
+    assert len(held.kl) < len(free.kl)
+
+
+def test_a_command_is_judged_alike_alone_and_among_others(lm: LanguageModel) -> None:
+    prm = ProcessRewardModel(lm)
+    randomise(lm, prm.adapter)
+    with torch.no_grad():
+        prm.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    episodes = make_episodes(4)
+    items = [
+        (e.task, e.turns, [(t, list(turn.admissible_commands)) for t, turn in enumerate(e.turns)]) for e in episodes
+    ]
+    together = prm.score(items)
+    for e, item in zip(episodes, together, strict=True):
+        for t, turn in enumerate(e.turns):
+            for command, q in zip(turn.admissible_commands, item[t], strict=True):
+                alone = prm.score([(e.task, e.turns[: t + 1], [(t, [command])])])[0][0]
+                torch.testing.assert_close(alone[0], q, atol=1e-5, rtol=0)
