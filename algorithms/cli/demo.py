@@ -19,29 +19,9 @@ if TYPE_CHECKING:
     from agentprm_gym.episodes import Episode
     from algorithms.common.actors import Actor
 
-#: Settings of the demonstration, tuned on held-out *train* games of the generated world, never on the games it reports.
+#: Like AgentPRM's defaults, tuned on held-out *train* games of the generated world, never on the games it reports.
 SFT_SETTINGS: dict[str, Any] = {"learning_rate": 2e-3}
 SFT_EPOCHS = 8
-AGENTPRM_SETTINGS: dict[str, Any] = {
-    "n_games": 600,
-    "n_repeats": 3,
-    "n_trunks": 200,
-    "n_branch_states": 250,
-    "n_branch_candidates": 3,
-    "temperature": 0.6,
-    "prm_n_epochs": 1,
-    "prm_learning_rate": 1e-3,
-    "prm_batch_size": 8,
-    "micro_batch_size": 16,
-    "n_updates": 80,
-    "batch_size": 16,
-    "turns_per_episode": 4,
-    "n_samples": 8,
-    "beta": 0.2,
-    "margin": 0.15,
-    "learning_rate": 1e-3,
-    "target_kl": None,
-}
 #: Every policy of the table acts at this temperature: as it was trained, without sharpening.
 TEMPERATURE = 1.0
 BEST_OF = 8
@@ -107,7 +87,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 sft.learn(total, callback=common.on_timesteps(done))
             sft.save(sft_path)
         if not prm_path.exists():
-            model = AgentPRM(str(sft_path), train, n_iterations=args.iterations, **shared, **AGENTPRM_SETTINGS)
+            model = AgentPRM(str(sft_path), train, n_iterations=args.iterations, **shared)
             with common.StageBars(bars, model) as stages:
                 model.on_stage = stages.update
                 model.learn(10**12)
