@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -229,3 +231,18 @@ def test_without_the_stock_stack_the_error_says_how_to_install_it(monkeypatch: p
     monkeypatch.setitem(sys.modules, "textworld", None)
     with pytest.raises(ImportError, match="pip install"):
         make_engine("textworld")
+
+
+def test_the_interpreter_ends_well_after_the_stock_engine() -> None:
+    """Unloading the planner's library crashed at exit, after all tests had passed."""
+    script = (
+        "from agentprm_gym.games import find_games\n"
+        "from agentprm_gym.engines import make_engine\n"
+        "game = find_games('valid_unseen', 'generated')[0]\n"
+        "for _ in range(2):\n"
+        "    engine = make_engine('textworld')\n"
+        "    assert engine.reset(game).admissible_commands == engine.step('look').admissible_commands\n"
+        "    engine.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

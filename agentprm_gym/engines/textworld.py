@@ -11,6 +11,11 @@ from agentprm_gym.engines.base import Frame
 from agentprm_gym.games.game import BadGameError, Game
 
 
+#: Stock environments of closed engines. Each has a planner library of its own, which is never unloaded: unloading it
+#: crashes the interpreter when it ends. Used again, it does not leak either.
+_IDLE: list[Any] = []
+
+
 class CommandSnapshot(NamedTuple):
     """The commands so far: the stock stack cannot save its state, so they are played again."""
 
@@ -40,7 +45,6 @@ class TextWorldEngine:
     def __init__(self) -> None:
         try:
             with _own_arguments():
-                import fast_downward
                 import textworld
                 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
                 from textworld.envs.pddl import PddlEnv
@@ -53,7 +57,6 @@ class TextWorldEngine:
         self._make: Callable[[], Any] = lambda: AlfredDemangler(
             PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False
         )
-        self._close_library = fast_downward.close_lib
         self._env: Any = None
         self._game: Game | None = None
         self._commands: list[str] = []
@@ -65,7 +68,7 @@ class TextWorldEngine:
             BadGameError: The stock stack cannot play it; with its path.
         """
         if self._env is None:
-            self._env = self._make()
+            self._env = _IDLE.pop() if _IDLE else self._make()
         try:
             with _own_arguments():
                 if game is not self._game:
@@ -113,12 +116,11 @@ class TextWorldEngine:
         return frame._replace(feedback="")
 
     def close(self) -> None:
-        """Unload the planner's library; closing twice is fine, and `reset` opens it again."""
+        """Hand the stock environment back for the next engine; closing twice is fine, and `reset` takes one again."""
         if self._env is not None:
-            library = self._env.unwrapped.downward_lib
             self._env.close()
+            _IDLE.append(self._env)
             self._env = self._game = None
-            self._close_library(library)
 
     def _loaded(self) -> Game:
         if self._game is None:
