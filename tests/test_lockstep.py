@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from agentprm_gym.engines.base import Frame
 from agentprm_gym.games.game import BadGameError, Game
 
-
 #: Stock environments of closed engines. Each has a planner library of its own, which is never unloaded: unloading it
 #: crashes the interpreter when it ends. Used again, it does not leak either.
 _IDLE: list[Any] = []
