@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -288,7 +289,13 @@ def test_the_demo_goes_on_where_it_was_interrupted(
     from tests.algorithm_helpers import SMALL_AGENT_PRM
 
     small = {k: v for k, v in SMALL_AGENT_PRM.items() if k not in ("n_iterations", "seed")}
-    monkeypatch.setattr(demo, "AGENTPRM_SETTINGS", small)
+    init = AgentPRM.__init__
+
+    @functools.wraps(init)
+    def small_init(self: AgentPRM, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **{**small, **kwargs})
+
+    monkeypatch.setattr(AgentPRM, "__init__", small_init)
     monkeypatch.setattr(demo, "SFT_EPOCHS", 1)
     run = (
         "demo",
