@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -176,7 +177,10 @@ class LanguageModel:
             raise ValueError(f"adapter {name!r} exists already; adapters: {self.adapters}")
         config = LoraConfig(**{**DEFAULT_LORA, **(lora or {})})
         if self._peft is None:
-            peft = get_peft_model(self.base, config, adapter_name=name)
+            with warnings.catch_warnings():
+                # PEFT still asks transformers by the old name; nothing that a user could do about.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+                peft = get_peft_model(self.base, config, adapter_name=name)
             assert isinstance(peft, PeftModel)
             self._peft = peft
         else:
