@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -37,6 +37,11 @@ _MERGE_LIMIT = 50_000_000
 
 class AdapterMismatchError(ValueError):
     """An adapter was made for another base model."""
+
+
+def lora_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an adapter's PEFT configuration makes another adapter of the same shape."""
+    return {k: config[k] for k in ("r", "lora_alpha", "lora_dropout", "target_modules")}
 
 
 def resolve_model(name: str) -> str:
@@ -199,7 +204,7 @@ class LanguageModel:
         """Copy an adapter's weights into another of the same shape, which is made where it is missing."""
         if target not in self.adapters:
             config = self._need(source).peft_config[source].to_dict()
-            self.add_adapter(target, {k: config[k] for k in ("r", "lora_alpha", "lora_dropout", "target_modules")})
+            self.add_adapter(target, lora_settings(config))
         self.load_adapter_state(target, self.adapter_state(source))
 
     def adapter_config(self, name: str) -> dict[str, Any]:
@@ -343,7 +348,3 @@ class LanguageModel:
         logits = self.base.get_output_embeddings()(hidden).float()
         cap = getattr(self.base.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-#: What a saved adapter says about itself.
-AdapterRole = Literal["policy", "prm"]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from agentprm_gym.episodes import Turn
-from agentprm_gym.llm.models import LanguageModel
+from agentprm_gym.llm.models import LanguageModel, lora_settings
 from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.scoring import encode_turns
 
@@ -135,7 +135,7 @@ def load_prm(path: str | os.PathLike[str] | BinaryIO, lm: LanguageModel | None =
     lm = lm or LanguageModel.load(saved.manifest["base"]["name"])
     check_base(saved, lm.name, lm.fingerprint, str(path))
     config = saved.adapter_configs[PRM]
-    prm = ProcessRewardModel(lm, PRM, {k: config[k] for k in ("r", "lora_alpha", "lora_dropout", "target_modules")})
+    prm = ProcessRewardModel(lm, PRM, lora_settings(config))
     lm.load_adapter_state(PRM, saved.adapters[PRM])
     prm.head.load_state_dict(saved.heads[PRM])
     return prm

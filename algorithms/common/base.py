@@ -33,7 +33,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import agentprm_gym
 from agentprm_gym.episodes import Episode
-from agentprm_gym.llm.models import BUNDLED, LanguageModel, resolve_model
+from agentprm_gym.llm.models import BUNDLED, LanguageModel, lora_settings, resolve_model
 from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.spaces import UnicodeText
 from algorithms.common.policy import POLICY, LLMPolicy
@@ -96,7 +96,7 @@ class LLMAlgorithm(BaseAlgorithm):
             if policy.endswith(".zip"):
                 self._start_from = read_save(policy)
                 kwargs.setdefault("model", self._start_from.manifest["base"]["name"])
-                kwargs.setdefault("lora", _lora_of(self._start_from.adapter_configs[POLICY]))
+                kwargs.setdefault("lora", lora_settings(self._start_from.adapter_configs[POLICY]))
             elif policy != "LLMPolicy":
                 kwargs.setdefault("model", policy)
         if env is None and _init_setup_model:
@@ -421,10 +421,6 @@ class LLMAlgorithm(BaseAlgorithm):
     def _venv(self) -> VecEnv:
         assert self.env is not None
         return self.env
-
-
-def _lora_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: config[k] for k in ("r", "lora_alpha", "lora_dropout", "target_modules")}
 
 
 def _space_to_json(space: gym.Space[Any]) -> Any:

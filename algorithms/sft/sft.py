@@ -77,7 +77,6 @@ class SFT(LLMAlgorithm):
         self.batch_size, self.micro_batch_size = batch_size, min(micro_batch_size, batch_size)
         self.loss, self.max_grad_norm = loss, max_grad_norm
         self._optimizer: torch.optim.Optimizer | None = None
-        self._queue: list[int] = []
         super().__init__(policy, env, learning_rate, **kwargs)
 
     def loss_sum(self, batch: Sequence[Episode]) -> torch.Tensor:
