@@ -14,7 +14,26 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class ResponseTokens(NamedTuple):
+    """The tokens of a response, and which of them were chosen how.
+
+    Attributes:
+        ids: All tokens, the end-of-turn token included.
+        free_start: Index of the first token that the model chose among its whole vocabulary.
+        free_end: Index behind the last such token.
+        command_start: Index of the first token that was chosen among the admissible commands; None where the command
+            was written freely, too.
+        stopped: Whether the model itself ended the free part, rather than a limit on its length.
+    """
+
+    ids: tuple[int, ...]
+    free_start: int
+    free_end: int
+    command_start: int | None
+    stopped: bool
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +50,10 @@ class Turn:
         reward: The environment's reward after the action.
         candidates: Where a policy weighed several, one dict for each with the keys ``command``,
             ``response``, ``score`` and ``log_prob``; else None.
+        log_prob: Log-probability of the response under the policy that gave it, in nats, at temperature 1;
+            None where nobody knows.
+        tokens: The response as the acting model wrote it, for that model's training; files do not keep it, since
+            another model's tokens are others.
     """
 
     feedback: str
@@ -41,6 +64,8 @@ class Turn:
     is_admissible: bool = True
     reward: float = 0.0
     candidates: list[dict[str, Any]] | None = None
+    log_prob: float | None = None
+    tokens: ResponseTokens | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         # A tuple is shared, not copied, when the engine gives one: long runs hold many turns.
@@ -57,6 +82,7 @@ class Turn:
             "is_admissible": bool(self.is_admissible),
             "reward": float(self.reward),
             "candidates": self.candidates,
+            **({} if self.log_prob is None else {"log_prob": float(self.log_prob)}),
         }
 
     @classmethod
@@ -146,6 +172,7 @@ _TURN_TYPES: _Types = {
     "is_admissible": (bool,),
     "reward": (float, int),
     "candidates": (list, type(None)),
+    "log_prob": (float, int, type(None)),
 }
 _EPISODE_TYPES: _Types = {
     "game_id": (str,),

@@ -8,14 +8,32 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.tiny.pretrain import TYPES_FILE
 from agentprm_gym.llm.tiny.tokenizer import build_tokenizer
 
-ARCHITECTURES = ("llama", "qwen2")
+#: What each architecture adds: Llama is plain, Qwen2 has biases, Qwen3 normalises queries and keys, Gemma 3 mixes windowed
+#: layers with full ones and scales its embeddings.
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
+_CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
 
 
 _TRAINING_TEXT = [
@@ -47,11 +65,17 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_random_model(
-    folder: Path, architecture: str = "llama", template: str | None = "compact", seed: int = 0, head_scale: float = 1.0
+    folder: Path,
+    architecture: str = "llama",
+    template: str | None = "compact",
+    seed: int = 0,
+    head_scale: float = 1.0,
+    max_context: int = 8192,
+    sliding_window: int = 24,
 ) -> str:
     """Save a tiny random model; returns the folder.
 
-    A Llama gets the offline tokenizer, a Qwen2 a byte-level one with a chat template. Fresh weights are small, so that
+    A Llama gets the offline tokenizer, the others a byte-level one with a chat template. Fresh weights are small, so that
     no adapter can make the model sure of anything; with a ``head_scale`` of 20 it can learn.
     """
     torch.manual_seed(seed)
@@ -64,15 +88,18 @@ def save_random_model(
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": max_context,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    config = LlamaConfig(**shape) if llama else Qwen2Config(**shape)
+    config_class, model_class = _CLASSES[architecture]
+    if architecture == "gemma3":
+        shape |= {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": sliding_window}
+    config = config_class(**shape, head_dim=8) if architecture in ("qwen3", "gemma3") else config_class(**shape)
     if template is not None:
         config.agentprm_template = template
-    model = LlamaForCausalLM(config) if llama else Qwen2ForCausalLM(config)
+    model = model_class(config)
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(head_scale)
     model.save_pretrained(folder)

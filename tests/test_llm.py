@@ -2,88 +2,306 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.llm.models import AdapterMismatchError, LanguageModel
 from agentprm_gym.llm.packing import TokenTree, pack
-from agentprm_gym.llm.scoring import TrieCache, encode_turns, episode_log_probs, sample_commands, trie_log_probs
+from agentprm_gym.llm.scoring import Responder, episode_log_probs, sample_commands, sample_tokens, score_turns
+from agentprm_gym.llm.transcripts import ContextTooShortError, TranscriptWriter, encode_turns
 from agentprm_gym.llm.trie import CommandTrie
+from algorithms.common.actors import PolicyActor, Request
 from tests.llm_helpers import ARCHITECTURES, COMMANDS, make_episodes, randomise, save_random_model
 
+#: The ways to act: mode, and whether a reason comes first.
+WAYS = (("constrained", False), ("constrained", True), ("score", False), ("score", True), ("generate", False))
 
-@pytest.fixture(scope="module", params=[(a, t) for a in ARCHITECTURES for t in ("compact", "full")], ids=str)
-def lm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    architecture, template = request.param
-    model = LanguageModel.load(save_random_model(tmp_path_factory.mktemp("lm"), architecture, template))
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_random_model(tmp_path_factory.mktemp("lm"), request.param)
+
+
+def load(folder: str, template: str = "full", **kwargs: Any) -> LanguageModel:
+    model = LanguageModel.load(folder, template=template, **kwargs)
     model.add_adapter("policy")
     randomise(model, "policy")
     return model
 
 
-def brute_force(lm: LanguageModel, prefix: list[int], commands: list[str]) -> torch.Tensor:
+@pytest.fixture(scope="module", params=("compact", "full"))
+def lm(request: pytest.FixtureRequest, folder: str) -> LanguageModel:
+    return load(folder, request.param)
+
+
+def plain_logits(lm: LanguageModel, ids: list[int]) -> torch.Tensor:
+    """(V,) logits behind a text, by the library's own forward pass."""
+    with torch.no_grad():
+        return lm.base(input_ids=torch.tensor([ids])).logits[0, -1]
+
+
+def brute_force(lm: LanguageModel, prefix: list[int], commands: Sequence[str]) -> torch.Tensor:
     """Constrained log-probabilities by the definition: token by token, one plain forward for each prefix."""
-    responses = [lm.prompt.response_ids(command) for command in commands]
+    responses = [lm.prompt.command_ids(command) for command in commands]
     out = []
     for response in responses:
         total = 0.0
         for i, token in enumerate(response):
             allowed = sorted({r[i] for r in responses if r[:i] == response[:i] and len(r) > i})
-            with torch.no_grad():
-                logits = lm.base(input_ids=torch.tensor([prefix + response[:i]])).logits[0, -1]
-            total += float(torch.log_softmax(logits[allowed], 0)[allowed.index(token)])
+            if len(allowed) > 1:
+                logits = plain_logits(lm, prefix + response[:i])
+                total += float(torch.log_softmax(logits[allowed], 0)[allowed.index(token)])
         out.append(total)
     return torch.tensor(out)
 
 
+def brute_force_score(
+    lm: LanguageModel, prefix: list[int], commands: Sequence[str], normalization: str
+) -> torch.Tensor:
+    """Normalised log-probabilities of whole commands, one plain forward for each."""
+    scores = []
+    for command in commands:
+        response = lm.prompt.command_ids(command)
+        with torch.no_grad():
+            logits = lm.base(input_ids=torch.tensor([prefix + response])).logits[0, len(prefix) - 1 : -1]
+        total = torch.log_softmax(logits, -1)[range(len(response)), response].sum()
+        divisor = {"sum": 1, "token": len(response), "word": len(command.split())}[normalization]
+        scores.append(total / divisor)
+    return torch.log_softmax(torch.stack(scores), 0)
+
+
+def prefixes(lm: LanguageModel, episode: Episode) -> list[list[int]]:
+    """What stands before each command."""
+    (passage,) = encode_turns(lm.prompt, episode.task, episode.turns)
+    return [passage.ids[: end + 1] + lm.prompt.lead for end in passage.prompt_end]
+
+
 def test_distribution_equals_its_definition(lm: LanguageModel) -> None:
     (episode,) = make_episodes(1, seed=3)
-    encoded = encode_turns(lm.prompt, episode.task, episode.turns)
     with torch.no_grad(), lm.active("policy"):
-        (ours,) = episode_log_probs(lm, TrieCache(lm.prompt), [episode])
-        for t, turn in enumerate(episode.turns):
-            expected = brute_force(lm, encoded.ids[: encoded.prompt_end[t] + 1], list(turn.admissible_commands))
-            torch.testing.assert_close(ours[t], expected, atol=1e-4, rtol=0)
-            assert abs(float(ours[t].exp().sum()) - 1) < 1e-5
+        (ours,) = episode_log_probs(Responder(lm), [episode])
+        for turn, prefix, got in zip(episode.turns, prefixes(lm, episode), ours, strict=True):
+            torch.testing.assert_close(got, brute_force(lm, prefix, turn.admissible_commands), atol=1e-4, rtol=0)
+            assert abs(float(got.exp().sum()) - 1) < 1e-5
 
 
-def test_rollout_and_training_agree(lm: LanguageModel) -> None:
-    """The cached, ragged, incremental pass gives the log-probabilities of the one pass with gradients."""
-    episodes = make_episodes(7)
-    tries = TrieCache(lm.prompt)
+@pytest.mark.parametrize("normalization", ["sum", "token", "word"])
+def test_scores_equal_one_forward_for_each_command(lm: LanguageModel, normalization: str) -> None:
+    (episode,) = make_episodes(1, seed=4)
     with torch.no_grad(), lm.active("policy"):
-        full = episode_log_probs(lm, tries, episodes)
-    decoder = TranscriptDecoder(lm, len(episodes))
-    for t in range(max(len(e.turns) for e in episodes)):
-        rows = [b for b, e in enumerate(episodes) if t < len(e.turns)]
-        extensions, row_tries = [], []
-        for b in rows:
-            turn = episodes[b].turns[t]
-            tokens = lm.prompt.response_ids(episodes[b].turns[t - 1].command) if t else []
-            tokens = tokens + lm.prompt.prompt_ids(episodes[b].task, turn.feedback, turn.admissible_commands, t == 0)
-            row_tries.append(tries.get(tuple(turn.admissible_commands)))
-            extensions.append(Extension(b, tokens, row_tries[-1].tokens, row_tries[-1].parents))
-        with torch.no_grad(), lm.merged("policy"):
-            hidden = decoder.extend(extensions)
-            starts = np.cumsum([0, *(len(h) for h in hidden)])[:-1].tolist()
-            cached = trie_log_probs(lm, torch.cat(hidden), starts, row_tries)
-        for b, log_probs in zip(rows, cached, strict=True):
-            torch.testing.assert_close(log_probs, full[b][t], atol=1e-4, rtol=0)
+        (ours,) = episode_log_probs(Responder(lm, "score", normalization), [episode])
+        for turn, prefix, got in zip(episode.turns, prefixes(lm, episode), ours, strict=True):
+            expected = brute_force_score(lm, prefix, turn.admissible_commands, normalization)
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+def requests(episodes: Sequence[Episode], t: int) -> list[Request]:
+    return [
+        Request(b, e.task, e.turns[t].feedback, e.turns[t].admissible_commands, np.random.default_rng([b, t]))
+        for b, e in enumerate(episodes)
+        if t < len(e.turns)
+    ]
+
+
+def act(lm: LanguageModel, mode: str, episodes: Sequence[Episode], n_rows: int = 7, **kwargs: Any) -> list[Episode]:
+    """Let a policy answer the turns of some episodes, its own responses being the history; ``n_rows`` at a time."""
+    out = []
+    for start in range(0, len(episodes), n_rows):
+        chunk = episodes[start : start + n_rows]
+        actor = PolicyActor(Responder(lm, mode, max_new_tokens=12), "policy", len(chunk), **kwargs)
+        played: list[list[Turn]] = [[] for _ in chunk]
+        for row, episode in enumerate(chunk):
+            actor.start(row, episode.task, [])
+        for t in range(max(len(e.turns) for e in chunk)):
+            asked = requests(chunk, t)
+            for request in asked:
+                request.rng = np.random.default_rng([start + request.row, t])
+            for request, answer in zip(asked, actor.answer(asked), strict=True):
+                turn = answer.turn(request)
+                played[request.row].append(turn)
+                actor.executed(request.row, turn)
+        out += [
+            Episode(game_id=e.game_id, split="train", task_type=e.task_type, task=e.task, success=False, turns=turns)
+            for e, turns in zip(chunk, played, strict=True)
+        ]
+    return out
+
+
+@pytest.fixture(scope="module", params=WAYS, ids=lambda way: f"{way[0]}{'+reason' * way[1]}")
+def way(request: pytest.FixtureRequest) -> tuple[str, bool]:
+    way: tuple[str, bool] = request.param
+    return way
+
+
+def test_acting_and_training_agree(folder: str, way: tuple[str, bool]) -> None:
+    """What the cached, ragged, incremental pass says is what the one pass with gradients says."""
+    mode, reasons = way
+    lm = load(folder, reasons=reasons)
+    with lm.merged("policy"):
+        played = act(lm, mode, make_episodes(5))
+    responder = Responder(lm, mode, max_new_tokens=12)
+    with torch.no_grad(), lm.active("policy"):
+        scored = score_turns(responder, played)
+        for episode, scores in zip(played, scored, strict=True):
+            ((alone,),) = score_turns(responder, [episode], [[len(episode.turns) - 1]])
+            torch.testing.assert_close(alone.log_prob, scores[-1].log_prob, atol=1e-4, rtol=0)
+            for turn, score in zip(episode.turns, scores, strict=True):
+                assert turn.log_prob == pytest.approx(float(score.log_prob), abs=1e-4 * max(1, len(score.free)))
+    assert len({turn.response for episode in played for turn in episode.turns}) > 5
+
+
+def test_free_text_has_the_probability_that_the_library_gives_it(folder: str) -> None:
+    lm = load(folder)
+    (episode,) = act(lm, "generate", make_episodes(1))
+    (passage,) = Responder(lm, "generate").encode(episode.task, episode.turns)
+    with torch.no_grad(), lm.active("policy"):
+        log_probs = torch.log_softmax(lm.base(input_ids=torch.tensor([passage.ids])).logits[0], -1)
+    for turn, end, response in zip(episode.turns, passage.prompt_end, passage.responses, strict=True):
+        ids = response.ids[: response.free_end]
+        expected = sum(float(log_probs[end + j, token]) for j, token in enumerate(ids))
+        assert turn.log_prob == pytest.approx(expected, abs=1e-3)
+
+
+def test_batch_size_does_not_matter(folder: str, way: tuple[str, bool]) -> None:
+    mode, reasons = way
+    lm = load(folder, reasons=reasons)
+    episodes = make_episodes(32)
+    together = act(lm, mode, episodes, 32)
+    for n_rows, which in ((7, slice(0, 14)), (1, slice(0, 3))):
+        for a, b in zip(act(lm, mode, episodes[which], n_rows), together[which], strict=True):
+            assert [t.response for t in a.turns] == [t.response for t in b.turns]
+
+
+def test_a_small_cache_changes_nothing_but_the_work(folder: str) -> None:
+    lm, episodes = load(folder), make_episodes(6)
+    plain = act(lm, "constrained", episodes, 6)
+    actor = PolicyActor(Responder(lm), "policy", 6, cache_tokens=1500)
+    for row, e in enumerate(episodes):
+        actor.start(row, e.task, [])
+    for t in range(6):
+        asked = requests(episodes, t)
+        for request, answer in zip(asked, actor.answer(asked), strict=True):
+            assert answer.command == plain[request.row].turns[t].command
+            actor.executed(request.row, answer.turn(request))
+    decoder = actor.rows.decoder
+    assert decoder.n_evicted > 0
+    assert len(decoder.cache.lengths) * decoder.cache.width <= 1500
+    with pytest.raises(ValueError, match="cache_tokens"):
+        tiny = PolicyActor(Responder(lm), "policy", 1, cache_tokens=8)
+        tiny.start(0, "look.", [])
+        tiny.answer(requests(episodes[:1], 0))
+
+
+def test_candidates_share_one_reading(folder: str) -> None:
+    """Several responses a turn: the first is what a single one would be, and the transcript is read once."""
+    lm, episodes = load(folder, reasons=True), make_episodes(3)
+    fed, texts = [], []
+    for n in (1, 4):
+        actor = PolicyActor(Responder(lm, "constrained", max_new_tokens=8), "policy", 3, n_candidates=n)
+        for row, e in enumerate(episodes):
+            actor.start(row, e.task, [])
+        answers = actor.answer(requests(episodes, 0))
+        fed.append(actor.rows.decoder.n_fed)
+        texts.append(answers)
+    prompt = sum(len(TranscriptWriter(lm.prompt, e.task).ids) for e in episodes)
+    assert all(len(a.candidates or []) == 4 for a in texts[1])
+    assert fed[1] < 2 * fed[0] + prompt
 
 
 def test_padding_changes_nothing(lm: LanguageModel) -> None:
     episodes = make_episodes(5)
-    tries = TrieCache(lm.prompt)
+    responder = Responder(lm)
     with torch.no_grad(), lm.active("policy"):
-        together = episode_log_probs(lm, tries, episodes)
+        together = episode_log_probs(responder, episodes)
         for episode, expected in zip(episodes, together, strict=True):
-            (alone,) = episode_log_probs(lm, tries, [episode])
+            (alone,) = episode_log_probs(responder, [episode])
             for a, b in zip(alone, expected, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_left_padding_in_the_library_gives_our_numbers(folder: str) -> None:
+    """Who pads on the left and lets the library make masks and positions gets the same hidden states."""
+    lm = load(folder)
+    passages = [encode_turns(lm.prompt, e.task, e.turns)[0].ids for e in make_episodes(3)]
+    width = max(map(len, passages))
+    ids = torch.tensor([[0] * (width - len(p)) + p for p in passages])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in passages])
+    with torch.no_grad(), lm.active("policy"):
+        ours = lm.logits(lm.hidden(pack([TokenTree(p) for p in passages], 0)))
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        theirs = lm.base(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+    for row, p in enumerate(passages):
+        torch.testing.assert_close(ours[row, : len(p)], theirs[row, width - len(p) :], atol=1e-4, rtol=1e-4)
+
+
+def test_windowed_layers_see_their_window_only(tmp_path: Path) -> None:
+    """A transcript much longer than the window: ours equals the library's, cached and uncached; no window, other numbers."""
+    lm = load(save_random_model(tmp_path / "narrow", "gemma3", sliding_window=8))
+    wide = load(save_random_model(tmp_path / "wide", "gemma3", sliding_window=4096))
+    (episode,) = make_episodes(1)
+    (passage,) = encode_turns(lm.prompt, episode.task, episode.turns)
+    with torch.no_grad(), lm.active("policy"):
+        ours = lm.logits(lm.hidden(pack([TokenTree(passage.ids)], 0)))[0, -1]
+        torch.testing.assert_close(ours, plain_logits(lm, passage.ids), atol=1e-4, rtol=1e-4)
+        decoder = TranscriptDecoder(lm, 1)
+        for n in (40, 41, 90, len(passage.ids)):
+            (hidden,) = decoder.extend([Extension(0, passage.ids[:n])])
+        torch.testing.assert_close(lm.logits(hidden)[-1], ours, atol=1e-4, rtol=1e-4)
+    with torch.no_grad(), wide.active("policy"):
+        assert (wide.logits(wide.hidden(pack([TokenTree(passage.ids)], 0)))[0, -1] - ours).abs().max() > 1e-3
+
+
+class TestContext:
+    def test_long_transcripts_keep_the_task_and_the_latest_turns(self, folder: str) -> None:
+        lm = load(folder, "compact")
+        (episode,) = make_episodes(1)
+        turns = [Turn(feedback=f"You see a mug {i}.", admissible_commands=COMMANDS, command="look") for i in range(40)]
+        passages = encode_turns(lm.prompt, episode.task, turns, limit=200)
+        assert len(passages) > 2
+        assert [t for p in passages for t in p.turns] == list(range(40))
+        first = lm.prompt.prompt_ids(episode.task, turns[0].feedback, COMMANDS, True)
+        for passage in passages:
+            assert len(passage.ids) <= 200
+            assert passage.ids[: len(first)] == first
+        last = lm.prompt.prompt_ids(episode.task, turns[-1].feedback, COMMANDS, False)
+        end = passages[-1].prompt_end[-1]
+        assert passages[-1].ids[end + 1 - len(last) : end + 1] == last
+
+    def test_acting_and_training_agree_on_shortened_transcripts(self, folder: str) -> None:
+        lm = load(folder, "compact", max_context=200)
+        base = make_episodes(3)
+        turns = [t for e in make_episodes(12, seed=1) for t in e.turns]
+        episodes = [replace(e, turns=turns[i : i + 20]) for i, e in enumerate(base)]
+        actor = PolicyActor(Responder(lm), "policy", 3)
+        for row, e in enumerate(episodes):
+            actor.start(row, e.task, [])
+        played: list[list[Turn]] = [[], [], []]
+        for t in range(20):
+            asked = requests(episodes, t)
+            for request, answer in zip(asked, actor.answer(asked), strict=True):
+                played[request.row].append(answer.turn(request))
+                actor.executed(request.row, played[request.row][-1])
+        assert actor.counts["shortened"] >= 3
+        with torch.no_grad(), lm.active("policy"):
+            for episode, done in zip(episodes, played, strict=True):
+                (scores,) = score_turns(Responder(lm), [replace(episode, turns=done)])
+                for turn, score in zip(done, scores, strict=True):
+                    assert turn.log_prob == pytest.approx(float(score.log_prob), abs=1e-4)
+
+    def test_a_turn_that_does_not_fit_says_so(self, folder: str) -> None:
+        lm = load(folder, max_context=128)
+        actor = PolicyActor(Responder(lm), "policy", 1)
+        actor.start(0, "put a mug in shelf.", [])
+        with pytest.raises(ContextTooShortError, match=r"128.*longer context or a shorter prompt template"):
+            actor.answer(requests(make_episodes(1), 0))
 
 
 def test_branch_sees_what_it_would_see_alone(lm: LanguageModel) -> None:
@@ -107,6 +325,15 @@ def test_trie_feeds_only_what_decides() -> None:
     assert [len(c) for c in trie.command_choices] == [2, 2, 1]
     with pytest.raises(ValueError, match="same tokens"):
         CommandTrie.build([[1, 2], [1, 2]])
+
+
+def test_tokens_are_drawn_by_their_probability() -> None:
+    logits = torch.log(torch.tensor([0.6, 0.3, 0.1, 0.0]))
+    rng = np.random.default_rng(0)
+    drawn, log_probs = sample_tokens(logits.expand(4000, 4), [rng] * 4000)
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / 4000, [0.6, 0.3, 0.1, 0.0], atol=0.03)
+    assert log_probs[0] == pytest.approx(float(logits[drawn[0]]), abs=1e-5)
+    assert sample_tokens(logits[None], [rng], temperature=0.0)[0] == [0]
 
 
 def test_sampling_follows_the_distribution() -> None:

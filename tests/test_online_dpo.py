@@ -11,7 +11,7 @@ import torch
 
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel
-from agentprm_gym.llm.scoring import TrieCache, episode_log_probs
+from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.rewards.prm import ProcessRewardModel
 from algorithms.agent_prm.online_dpo import DPOStats, Evidence, train_online_dpo
 from algorithms.agent_prm.targets import QTable
@@ -37,11 +37,11 @@ def bandit(command: str, won: bool) -> Episode:
 def improve(lm: LanguageModel, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor, DPOStats]:
     """Train on the bandit's state; returns its log-probabilities before and after."""
     episode = bandit("look", False)
-    tries = TrieCache(lm.prompt)
+    responder = Responder(lm)
 
     def log_probs() -> torch.Tensor:
         with torch.no_grad(), lm.active("policy"):
-            return episode_log_probs(lm, tries, [episode])[0][0]
+            return episode_log_probs(responder, [episode])[0][0]
 
     before = log_probs()
     settings: dict[str, Any] = {
@@ -61,7 +61,7 @@ def improve(lm: LanguageModel, **kwargs: Any) -> tuple[torch.Tensor, torch.Tenso
         "rng": np.random.default_rng(0),
     }
     stats = train_online_dpo(
-        lm, "policy", "reference", ProcessRewardModel(lm), tries, [(episode, [0])] * 4, **(settings | kwargs)
+        lm, "policy", "reference", ProcessRewardModel(lm), responder, [(episode, [0])] * 4, **(settings | kwargs)
     )
     return before, log_probs(), stats
 

@@ -23,7 +23,8 @@ from agentprm_gym.spaces import UnicodeText
 _MAX_TASK, _MAX_FEEDBACK, _MAX_COMMANDS, _MAX_ACTION = 1024, 16_384, 65_536, 16_384
 
 Observation = dict[str, str]
-RESET_OPTIONS = ("game", "snapshot")
+Step = tuple[Observation, float, bool, bool, dict[str, Any]]
+RESET_OPTIONS = ("game", "annotation", "snapshot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class EnvState:
     turns: tuple[Turn, ...]
     done: bool
     engine: object
+    annotation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class GameCard:
     task_type: str
     task: str
     source: str
+    annotation: int | None = None  # which of several wordings of the task; None is the game's own
 
 
 class TextGameEnv(gym.Env[Observation, str], ABC):
@@ -86,6 +89,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         self._card: GameCard | None = None
         self._frame = Frame("", (), False)
         self._turns: list[Turn] = []
+        self._unread: list[tuple[Frame, str, str, str, bool, float]] = []  # turns that nobody has asked for yet
         self._done = True
 
     # What a subclass says -----------------------------------------------------------------------
@@ -112,8 +116,18 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         """
 
     @abstractmethod
-    def _load(self, index: int) -> tuple[GameCard, Frame]:
-        """Start game ``index``; may raise BadGameError."""
+    def _load(self, index: int, annotation: int | None) -> tuple[GameCard, Frame]:
+        """Start game ``index`` with its task as it is, or as the annotation says it; may raise BadGameError."""
+
+    def _choose_annotation(self, index: int, wanted: int | None) -> int | None:
+        """Choose the wording of a task: the one that ``options`` wants, else by chance; None is the game's own.
+
+        Raises:
+            ValueError: There is no such annotation.
+        """
+        if wanted is not None:
+            raise ValueError(f"the tasks here have one wording, got options={{'annotation': {wanted}}}")
+        return None
 
     @abstractmethod
     def _apply(self, command: str) -> tuple[Frame, float, bool]:
@@ -134,7 +148,8 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode.
 
-        Which game: ``options={"game": index | id | path}`` names one;
+        Which game: ``options={"game": index | id | path}`` names one, and ``"annotation"`` beside it
+        says which person's wording of the task, where there are several;
         ``options={"snapshot": state}`` continues from a point that :meth:`snapshot` returned, as an
         episode with a fresh step limit; without options it is the next task of the queue (see
         :meth:`queue_tasks`), and without a queue the next game of a shuffle that visits every game
@@ -162,7 +177,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
             print(self._text(), flush=True)
         return self._observation(), self._info()
 
-    def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> Step:
         """Do what ``action`` says; any string is legal.
 
         Args:
@@ -185,23 +200,15 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         reason, command = parse_response(action)
         before = self._frame
         self._frame, reward, terminated = self._apply(command)
-        turn = Turn(
-            feedback=before.feedback,
-            admissible_commands=before.admissible_commands,
-            reason=reason,
-            command=command,
-            response=str(action),
-            is_admissible=command in before.admissible_commands,
-            reward=reward,
-        )
-        self._turns.append(turn)
+        is_admissible = command in before.admissible_commands
+        self._unread.append((before, reason, command, str(action), is_admissible, reward))
         self._done = terminated
         if self.render_mode == "human":
             print(self._text(), flush=True)
         info = self._info()
-        info["command"] = turn.command
-        info["reason"] = turn.reason
-        info["is_admissible"] = turn.is_admissible
+        info["command"] = command
+        info["reason"] = reason
+        info["is_admissible"] = is_admissible
         # On every step, since the step limit stands outside and only the last one is read.
         info["is_success"] = info["won"]
         return self._observation(), reward, terminated, False, info
@@ -213,9 +220,14 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
     # Beyond Gymnasium ---------------------------------------------------------------------------
 
     @property
+    def running(self) -> bool:
+        """Whether there is an episode that the game has not ended."""
+        return not self._done
+
+    @property
     def turns(self) -> tuple[Turn, ...]:
         """The turns of the running episode so far, those before a restored point included."""
-        return tuple(self._turns)
+        return tuple(self._transcript())
 
     def queue_tasks(self, tasks: Sequence[Mapping[str, Any]], *, replace: bool = False) -> int:
         """Say what the next resets without options shall start with, one task each.
@@ -234,16 +246,25 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         Raises:
             ValueError: A task holds an unknown option or game; nothing is queued then.
         """
+        checked = self.checked_tasks(tasks)
+        if replace:
+            self._queue.clear()
+        self._queue.extend(checked)
+        return len(self._queue)
+
+    def checked_tasks(self, tasks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the tasks with their games as indices, as :meth:`queue_tasks` takes them.
+
+        Raises:
+            ValueError: A task holds an unknown option or game.
+        """
         checked = []
         for task in tasks:
             options = _checked_options(task)
             if "game" in options:
                 options["game"] = self.game_index(options["game"])
             checked.append(options)
-        if replace:
-            self._queue.clear()
-        self._queue.extend(checked)
-        return len(self._queue)
+        return checked
 
     def snapshot(self) -> EnvState:
         """Return this point of the episode, to be continued with :meth:`restore`.
@@ -260,7 +281,8 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
             ResetNeeded: There was no reset yet.
         """
         card = self._require_card()
-        return EnvState(card.game_id, card.index, self._frame, tuple(self._turns), self._done, self._save())
+        turns = self.turns
+        return EnvState(card.game_id, card.index, self._frame, turns, self._done, self._save(), card.annotation)
 
     def restore(self, state: EnvState) -> tuple[Observation, dict[str, Any]]:
         """Go to a point of an episode, in this environment or in another one on the same games.
@@ -277,11 +299,36 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
         """
         if not isinstance(state, EnvState):
             raise TypeError(f"expected what snapshot() returned, got {type(state).__name__}")
-        if self._card is None or self._card.game_id != state.game_id:
-            self._card, _ = self._load(self.game_index(state.game_id))
+        card = self._card
+        if card is None or (card.game_id, card.annotation) != (state.game_id, state.annotation):
+            self._card, _ = self._load(self.game_index(state.game_id), state.annotation)
         self._restore(state.engine)
-        self._frame, self._turns, self._done = state.frame, list(state.turns), state.done
+        self._frame, self._turns, self._unread, self._done = state.frame, list(state.turns), [], state.done
         return self._observation(), self._info()
+
+    def look_ahead(self, sequences: Sequence[Sequence[str]]) -> list[tuple[str, tuple[str, ...], bool]]:
+        """Try sequences of commands from here and take them back. Privileged: no player can do this.
+
+        Args:
+            sequences: Commands to execute one after the other; what comes behind a win is not executed.
+
+        Returns:
+            For each sequence what the game then said, the commands admissible then, and whether the task was done.
+
+        Raises:
+            ResetNeeded: There was no reset yet.
+        """
+        self._require_card()
+        state, out = self._save(), []
+        for sequence in sequences:
+            frame, done = self._frame, False
+            for command in sequence:
+                frame, _, done = self._apply(command)
+                if done:
+                    break
+            out.append((frame.feedback, tuple(frame.admissible_commands), frame.won))
+            self._restore(state)
+        return out
 
     def episode(self, *, policy: str = "", seed: int | None = None, truncated: bool | None = None) -> Episode:
         """Return the running or just finished episode as a record.
@@ -304,7 +351,7 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
             truncated=not self._done if truncated is None else truncated,
             policy=policy,
             seed=seed,
-            turns=list(self._turns),
+            turns=list(self.turns),
         )
 
     # Inside -------------------------------------------------------------------------------------
@@ -315,8 +362,9 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
             return
         # Forget the old game first: a load that fails must not leave half of two games.
         self._card, self._done = None, True
-        self._card, self._frame = self._load(self.game_index(options["game"]))
-        self._turns = []
+        index = self.game_index(options["game"])
+        self._card, self._frame = self._load(index, self._choose_annotation(index, options.get("annotation")))
+        self._turns, self._unread = [], []
         self._done = False
 
     def _start_queued(self) -> bool:
@@ -355,6 +403,22 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
             return False
         return True
 
+    def _transcript(self) -> list[Turn]:
+        """Return the turns; made here and not in ``step``, since who only plays never asks for them."""
+        for before, reason, command, response, is_admissible, reward in self._unread:
+            turn = Turn(
+                feedback=before.feedback,
+                admissible_commands=before.admissible_commands,
+                reason=reason,
+                command=command,
+                response=response,
+                is_admissible=is_admissible,
+                reward=reward,
+            )
+            self._turns.append(turn)
+        self._unread.clear()
+        return self._turns
+
     def _require_card(self) -> GameCard:
         if self._card is None:
             raise ResetNeeded("no game is loaded: call env.reset() first")
@@ -376,20 +440,25 @@ class TextGameEnv(gym.Env[Observation, str], ABC):
             "game_source": card.source,
             "won": bool(self._frame.won),
         }
+        if card.annotation is not None:
+            info["annotation"] = card.annotation
         if self._skip_bad_games:
             info["n_bad_games"] = len(self._bad_games)
         return info
 
     def _text(self) -> str:
-        said = f"> {self._turns[-1].command}\n" if self._turns else ""
+        turns = self._transcript()
+        said = f"> {turns[-1].command}\n" if turns else ""
         return said + self._frame.feedback.strip("\n")
 
 
 def _checked_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = [key for key in options if key not in RESET_OPTIONS]
-    if unknown or len(options) != 1:
+    if set(options) not in ({"game"}, {"game", "annotation"}, {"snapshot"}):
         raise ValueError(
-            f"reset options must be one of {', '.join(map(repr, RESET_OPTIONS))}, got "
+            "reset options must be one of 'game', 'snapshot' ('annotation' may stand beside 'game'), got "
             f"{sorted(map(str, options))}; for example options={{'game': 0}}"
         )
+    annotation = options.get("annotation", 0)
+    if isinstance(annotation, bool) or not isinstance(annotation, int):
+        raise ValueError(f"expected options['annotation'] as an index, got {annotation!r}")
     return dict(options)

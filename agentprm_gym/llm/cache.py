@@ -16,18 +16,25 @@ class RaggedCache:
     It has the two methods that Hugging Face decoders call on a cache: ``update`` and ``get_seq_length``.
     """
 
-    def __init__(self, n_rows: int) -> None:
+    def __init__(self, n_rows: int, *, max_tokens: int | None = None) -> None:
         """Make an empty cache.
 
         Args:
             n_rows: how many rows it holds.
+            max_tokens: slots over all rows that growing ahead of need must not exceed; the caller sees to the need itself.
         """
+        self.max_tokens = max_tokens
         self.lengths = torch.zeros(n_rows, dtype=torch.int64)  # (R,) committed tokens
         self._layers: list[list[torch.Tensor]] = []
         self._rows = torch.zeros(0, dtype=torch.int64)
         self._slots = torch.zeros(0, dtype=torch.int64)
         self._width = 0
         self._all_rows = False
+
+    @property
+    def width(self) -> int:
+        """Slots a row has in memory now."""
+        return self._layers[0][0].shape[1] if self._layers and self._layers[0] else 0
 
     def begin(self, rows: torch.Tensor, n_new: int) -> int:
         """Say where the next forward writes.
@@ -67,13 +74,34 @@ class RaggedCache:
         for i, new in enumerate((keys, values)):
             store = self._layers[layer_idx][i]
             if store.shape[1] < self._width:
-                bigger = self._empty(new, max(self._width, 2 * store.shape[1]))
+                bigger = self._empty(new, max(self._width, self._ahead(store.shape[1])))
                 bigger[:, : store.shape[1]] = store
                 self._layers[layer_idx][i] = store = bigger
             store[self._rows[:, None], self._slots] = new.transpose(1, 2)
             seen = store[:, : self._width] if self._all_rows else store[self._rows, : self._width]
             out.append(seen.transpose(1, 2))
         return out[0], out[1]
+
+    def _ahead(self, width: int) -> int:
+        """How wide to grow beyond present need: copying at every step would take longer than the model."""
+        ahead = min(2 * width, width + 512)
+        return ahead if self.max_tokens is None else min(ahead, self.max_tokens // len(self.lengths))
+
+    def copy_row(self, source: int, targets: list[int]) -> None:
+        """Let other rows continue from where one stands."""
+        n = int(self.lengths[source])
+        for layer in self._layers:
+            for store in layer:
+                store[targets, :n] = store[source, :n].clone()
+        self.lengths[targets] = n
+
+    def keep_rows(self, rows: list[int]) -> None:
+        """Forget all but some rows, which are renumbered in the order given."""
+        index = torch.tensor(rows)
+        self.lengths = self.lengths[index]
+        for layer in self._layers:
+            for i, store in enumerate(layer):
+                layer[i] = store[index.to(store.device)].contiguous()
 
     def _empty(self, like: torch.Tensor, width: int) -> torch.Tensor:
         _, heads, _, dim = like.shape

@@ -1,8 +1,13 @@
-"""Incremental evaluation of many running transcripts: only new tokens are fed."""
+"""Incremental evaluation of many running transcripts: only new tokens are fed.
+
+The caller names each row's whole transcript; the decoder knows how much of it was fed before. So a transcript that was
+taken back a little, or whose cache had to be dropped, needs no special treatment: what is missing is fed again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,94 +23,218 @@ _SPLIT_GAIN = 256
 
 @dataclass(slots=True)
 class Extension:
-    """What is fed to one row: tokens that stay, and a tree below the last of them that does not.
+    """What is to be evaluated of one row.
 
     Attributes:
-        row: the row.
-        tokens: at least one token to commit to the transcript.
-        tree_tokens: node tokens, scored and forgotten.
-        tree_parents: parents relative to ``tree_tokens``; -1 is the last committed token.
+        row: which row; any hashable name.
+        ids: the whole transcript; at least one token of it is fed.
+        tree_tokens: node tokens below its last token, scored and forgotten.
+        tree_parents: parents relative to ``tree_tokens``; -1 is the last token of the transcript.
     """
 
-    row: int
-    tokens: Sequence[int]
+    row: Hashable
+    ids: Sequence[int]
     tree_tokens: Sequence[int] = ()
     tree_parents: Sequence[int] = ()
 
+
+@dataclass(slots=True)
+class _Feed:
+    """One row of a forward: its slot, how much of it is cached, and what comes new."""
+
+    slot: int
+    start: int
+    tokens: Sequence[int]
+    extension: Extension
+
     def __len__(self) -> int:
-        """Number of tokens fed."""
-        return len(self.tokens) + len(self.tree_tokens)
+        return len(self.tokens) + len(self.extension.tree_tokens)
 
 
 class TranscriptDecoder:
-    """Key-value caches of running transcripts under one adapter."""
+    """Key-value caches of running transcripts under one adapter.
 
-    def __init__(self, model: LanguageModel, n_rows: int) -> None:
+    Attributes:
+        n_fed: tokens fed so far, padding not counted.
+        n_evicted: how often a row's cache was dropped to stay within the budget.
+    """
+
+    def __init__(self, model: LanguageModel, n_rows: int, *, max_tokens: int | None = None) -> None:
         """Make empty rows.
 
         Args:
             model: the language model; the caller activates the adapter around :meth:`extend`.
-            n_rows: how many transcripts run at once.
-        """
-        self.model = model
-        self.cache = RaggedCache(n_rows)
+            n_rows: how many transcripts are kept at once; more are served in turns.
+            max_tokens: cache budget, in tokens over all rows. Beyond it the rows that were not used for longest lose their
+                caches and are read again when they are needed. ``None``: no limit.
 
-    def reset(self, row: int) -> None:
-        """Forget a row's transcript."""
-        self.cache.lengths[row] = 0
+        Raises:
+            ValueError: for numbers below 1.
+        """
+        if n_rows < 1 or (max_tokens is not None and max_tokens < 1):
+            raise ValueError(f"expected at least one row and one token, got {n_rows} and {max_tokens}")
+        self.model, self.max_tokens = model, max_tokens
+        self.cache = RaggedCache(n_rows, max_tokens=max_tokens)
+        self.n_fed = self.n_evicted = 0
+        # Slot of each cached row, the one that was used last at the end.
+        self._slots: OrderedDict[Hashable, int] = OrderedDict()
+
+    def reset(self, row: Hashable) -> None:
+        """Forget a row."""
+        slot = self._slots.pop(row, None)
+        if slot is not None:
+            self.cache.lengths[slot] = 0
+
+    def rewind(self, row: Hashable, length: int) -> None:
+        """Forget what lies behind the first ``length`` tokens of a row."""
+        slot = self._slots.get(row)
+        if slot is not None:
+            self.cache.lengths[slot] = min(int(self.cache.lengths[slot]), length)
+
+    def cached(self, row: Hashable) -> int:
+        """How many tokens of a row are cached."""
+        slot = self._slots.get(row)
+        return 0 if slot is None else int(self.cache.lengths[slot])
+
+    def fork(self, row: Hashable, copies: Sequence[Hashable]) -> None:
+        """Let other rows begin with what a row has cached. Where there is no room, they will be read from the start."""
+        source = self._slots.get(row)
+        if source is None or not self.cached(row):
+            return
+        targets = []
+        for name in copies:
+            self.reset(name)
+            if self._free_slots():
+                targets.append(self._take_slot(name, keep=set()))
+        if targets:
+            self.cache.copy_row(source, targets)
 
     @torch.no_grad()
     def extend(self, extensions: Sequence[Extension]) -> list[torch.Tensor]:
-        """Feed new tokens.
+        """Evaluate what is new.
 
         Args:
             extensions: one for each row that goes on; rows are distinct.
 
         Returns:
-            For each extension the hidden states of the last committed token and of the tree's nodes, (1 + nodes,
+            For each extension the hidden states of the transcript's last token and of the tree's nodes, (1 + nodes,
             hidden).
+
+        Raises:
+            ValueError: a single transcript exceeds the budget.
         """
-        order = sorted(range(len(extensions)), key=lambda i: len(extensions[i]), reverse=True)
         out: list[torch.Tensor | None] = [None] * len(extensions)
-        for group in _length_groups([len(extensions[i]) for i in order]):
-            members = sorted((order[i] for i in group), key=lambda i: extensions[i].row)
-            for i, hidden in zip(members, self._forward([extensions[i] for i in members]), strict=True):
+        waiting = list(range(len(extensions)))
+        while waiting:
+            # A wave is as many rows as have slots at a time, those with caches first.
+            n_slots = self._fit([extensions[i] for i in waiting])
+            waiting.sort(key=lambda i: (extensions[i].row not in self._slots, i))
+            wave, waiting = waiting[:n_slots], waiting[n_slots:]
+            for i, hidden in zip(wave, self._run([extensions[i] for i in wave]), strict=True):
                 out[i] = hidden
         return [hidden for hidden in out if hidden is not None]
 
-    def _forward(self, batch: list[Extension]) -> list[torch.Tensor]:
-        rows = torch.tensor([extension.row for extension in batch])
-        starts = self.cache.lengths[rows].numpy()  # (b,)
-        n_new = max(len(extension) for extension in batch)
+    def _run(self, wave: Sequence[Extension]) -> list[torch.Tensor]:
+        names = {extension.row for extension in wave}
+        feeds = []
+        for extension in wave:
+            slot = self._slots.get(extension.row)
+            if slot is None:
+                slot = self._take_slot(extension.row, keep=names)
+            self._slots.move_to_end(extension.row)
+            # The last token is fed again where all of it was before: its hidden state is asked for.
+            start = min(int(self.cache.lengths[slot]), len(extension.ids) - 1)
+            self.cache.lengths[slot] = start
+            feeds.append(_Feed(slot, start, extension.ids[start:], extension))
+        order = sorted(range(len(feeds)), key=lambda i: len(feeds[i]), reverse=True)
+        out: dict[int, torch.Tensor] = {}
+        for group in _length_groups([len(feeds[i]) for i in order]):
+            members = sorted((order[i] for i in group), key=lambda i: feeds[i].slot)
+            out.update(zip(members, self._forward([feeds[i] for i in members]), strict=True))
+        return [out[i] for i in range(len(feeds))]
+
+    # Slots ------------------------------------------------------------------------------------
+    def _free_slots(self) -> list[int]:
+        used = set(self._slots.values())
+        return [slot for slot in range(len(self.cache.lengths)) if slot not in used]
+
+    def _take_slot(self, row: Hashable, keep: set[Hashable]) -> int:
+        free = self._free_slots()
+        if free:
+            slot = free[0]
+        else:
+            victim = next(name for name in self._slots if name not in keep)
+            slot = self._slots.pop(victim)
+            self.n_evicted += 1
+        self.cache.lengths[slot] = 0
+        self._slots[row] = slot
+        return slot
+
+    def _fit(self, extensions: Sequence[Extension]) -> int:
+        """How many rows may be cached at once, at the width that these need; rows beyond that lose their slots."""
+        n_slots = len(self.cache.lengths)
+        if self.max_tokens is None:
+            return n_slots
+        width = max(self.cache.width, *(len(e.ids) + len(e.tree_tokens) for e in extensions))
+        if width > self.max_tokens:
+            raise ValueError(
+                f"a transcript of {width} tokens exceeds the cache budget of {self.max_tokens}: raise cache_tokens"
+            )
+        allowed = self.max_tokens // width
+        if allowed < n_slots:
+            wanted = {e.row for e in extensions}
+            # Keep what is needed now and was used last.
+            ranked = sorted(enumerate(self._slots), key=lambda x: (x[1] in wanted, x[0]), reverse=True)
+            kept = [name for _, name in ranked[:allowed]]
+            self.n_evicted += len(self._slots) - len(kept)
+            rows = [self._slots[name] for name in kept]
+            rows += [slot for slot in self._free_slots()][: allowed - len(rows)]
+            order = [name for name in self._slots if name in set(kept)]
+            self.cache.keep_rows(rows)
+            index = {slot: i for i, slot in enumerate(rows)}
+            self._slots = OrderedDict((name, index[self._slots[name]]) for name in order)
+            n_slots = len(rows)
+        return n_slots
+
+    # Forward ----------------------------------------------------------------------------------
+    def _forward(self, batch: Sequence[_Feed]) -> list[torch.Tensor]:
+        rows = torch.tensor([feed.slot for feed in batch])
+        n_new = max(len(feed) for feed in batch)
         width = self.cache.begin(rows, n_new)
         pad = int(self.model.tokenizer.pad_token_id)
         ids = np.full((len(batch), n_new), pad, dtype=np.int64)  # (b, n_new)
         positions = np.zeros((len(batch), n_new), dtype=np.int64)  # (b, n_new)
         mask = np.zeros((len(batch), n_new, width), dtype=np.bool_)  # (b, n_new, S)
-        for b, extension in enumerate(batch):
-            start, n, total = int(starts[b]), len(extension.tokens), len(extension)
-            ids[b, :n] = extension.tokens
-            ids[b, n:total] = extension.tree_tokens
+        windowed = self.model.sliding_window is not None
+        key_positions = np.tile(np.arange(width), (len(batch), 1)) if windowed else None  # (b, S)
+        for b, feed in enumerate(batch):
+            start, n, total = feed.start, len(feed.tokens), len(feed)
+            ids[b, :n] = feed.tokens
+            ids[b, n:total] = feed.extension.tree_tokens
             new = np.zeros((n_new, n_new), dtype=np.bool_)
             depth = np.zeros(n_new, dtype=np.int64)
             new[:n, :n] = np.tri(n, dtype=np.bool_)
             depth[:n] = np.arange(n)
-            fill_ancestors(new, depth, [n - 1 if p < 0 else n + p for p in extension.tree_parents], n)
+            fill_ancestors(new, depth, [n - 1 if p < 0 else n + p for p in feed.extension.tree_parents], n)
             pads = np.arange(total, n_new)
             new[pads, pads] = True
             mask[b, :, :start] = True
             mask[b, :, start : start + n_new] = new
             positions[b] = start + depth
+            if key_positions is not None:
+                key_positions[b, start : start + n_new] = start + depth
+            self.n_fed += total
         device = self.model.device
         packed = PackedTrees(
             ids=torch.from_numpy(ids).to(device),
             positions=torch.from_numpy(positions).to(device),
             mask=torch.from_numpy(mask).unsqueeze(1).to(device),
+            key_positions=None if key_positions is None else torch.from_numpy(key_positions).to(device),
         )
         hidden = self.model.hidden(packed, self.cache)  # (b, n_new, H)
-        for extension in batch:
-            self.cache.lengths[extension.row] += len(extension.tokens)
-        return [hidden[b, len(e.tokens) - 1 : len(e)] for b, e in enumerate(batch)]
+        for feed in batch:
+            self.cache.lengths[feed.slot] = feed.start + len(feed.tokens)
+        return [hidden[b, len(feed.tokens) - 1 : len(feed)] for b, feed in enumerate(batch)]
 
 
 def _length_groups(lengths: Sequence[int]) -> list[range]:

@@ -14,13 +14,20 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from agentprm_gym.llm.cache import RaggedCache
@@ -62,6 +69,18 @@ def resolve_model(name: str) -> str:
     )
 
 
+def _quantization(kind: str | None, device: str | torch.device) -> dict[str, Any]:
+    """Keyword arguments of ``from_pretrained`` for a quantized base."""
+    if kind is None:
+        return {}
+    if kind != "4bit":
+        raise ValueError(f"quantization must be None or '4bit', got {kind!r}")
+    if find_spec("bitsandbytes") is None:
+        raise ImportError('quantization="4bit" needs bitsandbytes: pip install "agentprm-gym[quantized]"')
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
 class LanguageModel:
     """A causal language model with its tokenizer, prompt format and adapters.
 
@@ -73,7 +92,14 @@ class LanguageModel:
     """
 
     def __init__(
-        self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, template: str | None = None
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str,
+        template: str | None = None,
+        reasons: bool = False,
+        max_context: int | None = None,
     ) -> None:
         """Wrap a loaded model. Most callers use :meth:`load`.
 
@@ -81,17 +107,28 @@ class LanguageModel:
             base: the causal language model; it is frozen here.
             tokenizer: its tokenizer; a missing pad token is set to the end-of-sequence token.
             name: how the user named the model.
-            template: prompt template; by default the one the model's configuration names, else ``"full"``.
+            template: prompt template (see :mod:`agentprm_gym.llm.prompts`); by default the one the model's configuration
+                names, else ``"full"``.
+            reasons: write responses with their reasons.
+            max_context: use no more than so many tokens of context; by default all that the model has.
+
+        Raises:
+            ValueError: for a context of less than one token.
         """
+        if max_context is not None and max_context < 1:
+            raise ValueError(f"max_context must be 1 or more tokens, got {max_context}")
         base.requires_grad_(False)
         base.eval()
         base.config.use_cache = False
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        chosen = template or getattr(base.config, "agentprm_template", None) or "full"
         self.name = name
+        self.max_context = max_context
         self.tokenizer = tokenizer
         self.base = base
-        self.prompt = PromptFormat(tokenizer, template or getattr(base.config, "agentprm_template", None) or "full")
+        self.prompt = PromptFormat(tokenizer, chosen, reasons)
+        if tokenizer.pad_token_id is None:
+            # Only ever a filler behind a row's end, which no mask lets anything see.
+            tokenizer.pad_token_id = tokenizer.eos_token_id
         self._peft: PeftModel | None = None
         self._merged: str | None = None
         self._fingerprint: str | None = None
@@ -105,6 +142,9 @@ class LanguageModel:
         dtype: str | torch.dtype = "auto",
         attn_implementation: str = "sdpa",
         template: str | None = None,
+        reasons: bool = False,
+        max_context: int | None = None,
+        quantization: str | None = None,
         trust_remote_code: bool = False,
     ) -> LanguageModel:
         """Load a bundled model, a folder, or a hub id.
@@ -115,14 +155,20 @@ class LanguageModel:
             dtype: weights' type; ``"auto"`` takes the checkpoint's.
             attn_implementation: ``"sdpa"`` or ``"eager"`` (token trees need a mask of their own, which flash kernels
                 refuse).
-            template: prompt template, ``"compact"`` or ``"full"``.
+            template: prompt template: ``"compact"``, ``"full"``, ``"react"`` or a ``.jinja`` file.
+            reasons: write responses with their reasons.
+            max_context: use no more than so many tokens of context.
+            quantization: ``"4bit"`` loads the frozen base in 4 bits (NF4); needs ``pip install "agentprm-gym[quantized]"``
+                and a GPU.
             trust_remote_code: run code from the model's repository; off unless you trust it.
 
         Raises:
-            ValueError: for an unknown name or attention implementation.
+            ValueError: for an unknown name, attention implementation or quantization.
+            ImportError: if what quantization needs is not installed.
         """
         if attn_implementation not in ("sdpa", "eager"):
             raise ValueError(f"attn_implementation must be 'sdpa' or 'eager', got {attn_implementation!r}")
+        extra = _quantization(quantization, device)
         path = resolve_model(name)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         # transformers' bars help with downloads; for a folder they would only flash up between ours.
@@ -131,12 +177,17 @@ class LanguageModel:
             hf_logging.disable_progress_bar()
         try:
             base: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, attn_implementation=attn_implementation, trust_remote_code=trust_remote_code
+                path,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                trust_remote_code=trust_remote_code,
+                **extra,
             )
         finally:
             if quiet:
                 hf_logging.enable_progress_bar()
-        return cls(base.to(device), tokenizer, name=name, template=template)
+        base = base if extra else base.to(device)
+        return cls(base, tokenizer, name=name, template=template, reasons=reasons, max_context=max_context)
 
     @property
     def device(self) -> torch.device:
@@ -147,6 +198,21 @@ class LanguageModel:
     def hidden_size(self) -> int:
         """Width of the hidden states."""
         return int(self.base.config.get_text_config().hidden_size)
+
+    @property
+    def sliding_window(self) -> int | None:
+        """Window of the layers that attend locally; ``None`` where no layer does."""
+        config = self.base.config.get_text_config()
+        kinds = getattr(config, "layer_types", None)
+        window = getattr(config, "sliding_window", None)
+        return int(window) if window and (kinds is None or "sliding_attention" in kinds) else None
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens the model can take, as its configuration says; ``None`` where it says nothing."""
+        config = self.base.config.get_text_config()
+        length = self.max_context or getattr(config, "max_position_embeddings", None)
+        return None if length is None else int(length)
 
     @property
     def fingerprint(self) -> str:
@@ -330,9 +396,12 @@ class LanguageModel:
         Returns:
             (B, L, hidden_size).
         """
-        mask = packed.mask
-        if self.base.config._attn_implementation == "eager":
-            mask = torch.where(mask, 0.0, torch.finfo(self.base.dtype).min).to(self.base.dtype)
+        mask: Any = self._attention_mask(packed.mask)
+        if self.sliding_window is not None:
+            window = self._attention_mask(packed.window_mask(self.sliding_window))
+            # Models that mix full and windowed layers take a mask of each kind.
+            mixed = hasattr(self.base.config.get_text_config(), "layer_types")
+            mask = {"full_attention": mask, "sliding_attention": window} if mixed else window
         out = self.base.get_decoder()(
             input_ids=packed.ids,
             attention_mask=mask,
@@ -343,8 +412,46 @@ class LanguageModel:
         hidden: torch.Tensor = out.last_hidden_state
         return hidden
 
+    def _attention_mask(self, mask: torch.Tensor) -> torch.Tensor:
+        if self.base.config._attn_implementation != "eager":
+            return mask
+        return torch.where(mask, 0.0, torch.finfo(self.base.dtype).min).to(self.base.dtype)
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Vocabulary logits in float32 for hidden states (..., hidden_size) -> (..., vocabulary)."""
-        logits = self.base.get_output_embeddings()(hidden).float()
+        return self._capped(self.base.get_output_embeddings()(hidden).float())
+
+    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
         cap = getattr(self.base.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def token_logits(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits in float32 of one token a row: (N, hidden_size), (N,) -> (N,).
+
+        With a plain output layer only these rows of it are multiplied: the vocabulary may hold 150,000.
+        """
+        head = self.base.get_output_embeddings()
+        if type(head) is not torch.nn.Linear:
+            return self.logits(hidden).gather(-1, tokens[:, None]).squeeze(-1)
+        logits = torch.einsum("nh,nh->n", hidden.to(head.weight.dtype), head.weight[tokens]).float()
+        if head.bias is not None:
+            logits = logits + head.bias[tokens].float()
+        return self._capped(logits)
+
+    def token_log_probs(self, hidden: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of tokens in the whole vocabulary.
+
+        Args:
+            hidden: (M, hidden_size).
+            rows: (N,) which row of ``hidden`` predicts each token.
+            tokens: (N,).
+
+        Returns:
+            (N,) float32.
+        """
+        if hidden.requires_grad:
+            logits = self.logits(hidden)  # (M, V)
+            return logits[rows, tokens] - logits.logsumexp(-1)[rows]
+        # A slice at a time: (M, V) of a large vocabulary would not fit.
+        totals = torch.cat([self.logits(part).logsumexp(-1) for part in hidden.split(256)])  # (M,)
+        return self.token_logits(hidden[rows], tokens) - totals[rows]

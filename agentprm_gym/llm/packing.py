@@ -57,12 +57,20 @@ class PackedTrees:
     Attributes:
         ids: (B, L) int64 token ids, padded on the right.
         positions: (B, L) int64 depth of each token.
-        mask: (B, 1, L, L) bool, true where the query (row) may attend to the key (column).
+        mask: (B, 1, L, S) bool, true where the query (row) may attend to the key (column); S is L without a cache.
+        key_positions: (B, S) int64 depth of each key, for models that attend within a window; ``None`` means ``positions``.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     mask: torch.Tensor
+    key_positions: torch.Tensor | None = None
+
+    def window_mask(self, window: int) -> torch.Tensor:
+        """The mask of layers that attend to the last ``window`` positions only, (B, 1, L, S)."""
+        keys = self.positions if self.key_positions is None else self.key_positions
+        distance = self.positions[:, :, None] - keys[:, None, :]  # (B, L, S)
+        return self.mask & (distance < window).unsqueeze(1)
 
 
 def fill_ancestors(

@@ -1,37 +1,93 @@
-"""Transcripts: how an episode is written for a language model.
+"""Prompts: how the turns of an episode are written for a language model.
 
-A transcript is a list of segments, prompt and response by turns, and each turn only appends: what was said stays as it
-is, so that a prefix cache holds. The history holds the commands that were really executed.
+A prompt format is a Jinja template with two macros, ``prompt(task, feedback, admissible_commands, first)`` for what the
+model reads at a turn and ``response(reason, command)`` for what it answers, and perhaps a third, ``judge(task)``: what a
+process reward model reads behind a response. They are rendered turn by turn, so a transcript only ever grows at its end.
 
-Two templates ship with the package. ``"compact"`` is for models that know the game (the offline model was pretrained on
-it): feedback, the task as a reminder, ``>``. ``"full"`` is for general models: instructions once, then for each turn
-the feedback and the admissible commands; where the tokenizer has a chat template, segments become its user and
-assistant messages.
+Three templates ship with the package (``llm/templates``). ``"compact"`` is for models that know the game: the offline model
+was pretrained on it. ``"full"`` is for general models, ``"react"`` for prompted baselines. A file of your own works in their
+place. Where the tokenizer has a chat template, prompts and responses become its user and assistant messages.
 """
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agentprm_gym.envs.commands import parse_response
+from agentprm_gym.episodes import ResponseTokens, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEMPLATES = ("compact", "full")
+TEMPLATES = ("compact", "full", "react")
 
-_INSTRUCTIONS = (
-    "You are an agent in a text game about a household. Your task is to: {task}\n"
-    "Each turn you read what happened and the admissible commands, and answer with one of these commands, copied "
-    "verbatim.\n"
-    '"Nothing happens." means that a command was not understood. '
-    "Search where the object is likely to be; do not search a place twice."
-)
+# Stand for a reason and a command while a template is taken apart; private use characters, so that no text holds them.
+_REASON, _COMMAND = "\ue001", "\ue002"
+#: Chat templates that write the date get this one: a transcript must not change over night.
+_DATE = datetime.datetime(2025, 1, 1)
+
+
+def template_source(template: str) -> str:
+    """The text of a prompt template.
+
+    Args:
+        template: a name, the path of a ``.jinja`` file, or the text itself.
+
+    Raises:
+        ValueError: for an unknown name.
+        FileNotFoundError: if there is no such file.
+    """
+    if "{%" in template:
+        return template
+    if template in TEMPLATES:
+        return (resources.files("agentprm_gym.llm") / "templates" / f"{template}.jinja").read_text(encoding="utf-8")
+    if template.endswith((".jinja", ".j2")):
+        path = Path(template).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(f"no prompt template {template}: expected one of {TEMPLATES} or a .jinja file")
+        return path.read_text(encoding="utf-8")
+    raise ValueError(f"prompt template must be one of {TEMPLATES} or the path of a .jinja file, got {template!r}")
+
+
+@lru_cache(32)
+def _macros(source: str) -> Any:
+    """Compile a template; it is sandboxed, since it may come with somebody else's save."""
+    import jinja2
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+    try:
+        module = environment.from_string(source).module
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the prompt template cannot be read: {error}") from error
+    missing = [name for name in ("prompt", "response") if not hasattr(module, name)]
+    if missing:
+        raise ValueError(
+            f"the prompt template lacks the macro {missing[0]!r}: expected prompt(task, feedback, admissible_commands, "
+            "first) and response(reason, command), and perhaps judge(task)"
+        )
+    return module
+
+
+def _render(module: Any, macro: str, *args: Any) -> str:
+    try:
+        return str(getattr(module, macro)(*args))
+    except Exception as error:  # whatever a user's template does
+        raise ValueError(f"the prompt template's macro {macro!r} failed ({type(error).__name__}: {error})") from error
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPieces:
     """The strings that a chat template puts around messages, found by rendering a conversation of markers.
+
+    Taking the template apart once avoids its traps: some trim messages, drop what an assistant thought in earlier turns, or
+    write today's date, and then a transcript would not simply grow.
 
     Attributes:
         first: before the first user message (system text and all).
@@ -51,7 +107,8 @@ class ChatPieces:
         marks = ["\u2983A\u2984", "\u2983B\u2984", "\u2983C\u2984", "\u2983D\u2984"]
         roles = ["user", "assistant", "user", "assistant"]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        fixed: dict[str, Any] = {"strftime_now": _DATE.strftime, "date_string": _DATE.strftime("%d %b %Y")}
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **fixed))
         parts: list[str] = []
         for mark in marks:
             before, found, text = text.partition(mark)
@@ -63,59 +120,101 @@ class ChatPieces:
 
 @dataclass(slots=True)
 class PromptFormat:
-    """Writes turns as token segments.
+    """Writes turns as tokens.
 
     Args:
         tokenizer: the model's tokenizer.
-        template: ``"compact"`` or ``"full"``.
+        template: a name from :data:`TEMPLATES`, a ``.jinja`` file, or a template's text.
+        reasons: whether responses are written with their reasons, where they have one.
 
     Raises:
-        ValueError: for an unknown template or a tokenizer without an end-of-sequence token.
+        ValueError: for an unknown or broken template, one without room for reasons where they are wanted, or a tokenizer
+            without an end-of-sequence token.
     """
 
     tokenizer: PreTrainedTokenizerBase
     template: str = "full"
+    reasons: bool = False
+    source: str = field(init=False)
+    #: Tokens of a response before its command, where no reason is given.
+    lead: list[int] = field(init=False)
+    #: Tokens before and after a reason; the command comes next.
+    reason_open: list[int] = field(init=False, default_factory=list)
+    reason_close: list[int] = field(init=False, default_factory=list)
+    _module: Any = field(init=False, repr=False)
     _chat: ChatPieces | None = field(init=False, default=None)
-    _response_cache: dict[str, list[int]] = field(init=False, default_factory=dict)
+    _cache: dict[str, list[int]] = field(init=False, default_factory=dict, repr=False)
     _eot: list[int] = field(init=False)
+    _after: list[int] = field(init=False, default_factory=list)
+    _gap: str = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check the template and read the tokenizer's chat format."""
-        if self.template not in TEMPLATES:
-            raise ValueError(f"prompt template must be one of {TEMPLATES}, got {self.template!r}")
+        """Check the template and take it and the tokenizer's chat format apart."""
+        self.source = template_source(self.template)
+        self._module = _macros(self.source)
         if self.tokenizer.eos_token_id is None:
             raise ValueError(
                 f"{self.tokenizer.name_or_path!r}: the tokenizer has no eos_token to end a response with; set one"
             )
-        if self.template == "full":
+        if self.template != "compact":
             self._chat = ChatPieces.of(self.tokenizer)
         # In a chat, what ends an assistant's message is part of the template ("<|eot_id|>"): its first token ends
         # a turn.
-        end = self._encode(self._chat.after)[:1] if self._chat and self._chat.after else []
-        self._eot = end or [int(self.tokenizer.eos_token_id)]
+        end = self._encode(self._chat.after) if self._chat and self._chat.after else []
+        self._eot, self._after = end[:1] or [int(self.tokenizer.eos_token_id)], end[1:]
+        self._split_response()
+
+    def _split_response(self) -> None:
+        """Find what the template writes around reason and command."""
+        plain = _render(self._module, "response", "", _COMMAND)
+        if plain.count(_COMMAND) != 1 or not plain.endswith(_COMMAND):
+            raise ValueError(
+                f"the prompt template's response(reason, command) must end with the command; without a reason it gives "
+                f"{plain.replace(_COMMAND, '<command>')!r}"
+            )
+        lead = plain[: -len(_COMMAND)]
+        # A blank belongs to the word behind it, as tokenizers see it. Where nothing stands before, there is none.
+        self._gap = " " if lead.endswith(" ") else ""
+        self.lead = self._encode(lead.removesuffix(" "))
+        whole = _render(self._module, "response", _REASON, _COMMAND)
+        if _REASON in whole and whole.endswith(_COMMAND):
+            before, _, after = whole[: -len(_COMMAND)].partition(_REASON)
+            self.reason_open = self._encode(before.removesuffix(" "))
+            self.reason_close = self._encode(after.removesuffix(" "))
+        elif self.reasons:
+            raise ValueError(f"the prompt template {self.template[:40]!r} has no place for a reason: use 'full'")
 
     @property
     def end_of_turn(self) -> int:
         """The token that ends a response."""
         return self._eot[0]
 
+    @property
+    def has_marker(self) -> bool:
+        """Whether a well-formed response says where its command stands (``ACTION:``)."""
+        return bool(self.lead)
+
     def _encode(self, text: str) -> list[int]:
+        # Chat templates write the beginning-of-sequence token themselves: special tokens are never added here.
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
+    def prompt_text(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> str:
+        """What the model is told at a turn, without the chat template around it."""
+        return _render(self._module, "prompt", task, feedback, list(admissible_commands), first)
+
+    def response_text(self, reason: str, command: str) -> str:
+        """A well-formed response."""
+        return _render(self._module, "response", reason, command)
+
     def prompt_ids(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> list[int]:
-        """Tokens of one turn's prompt segment, ending where the response begins."""
-        if self.template == "compact":
-            bos = [int(self.tokenizer.bos_token_id)] if first and self.tokenizer.bos_token_id is not None else []
-            return bos + self._encode(f"{feedback}\nTask: {task}\n>")
-        commands = "\n".join(admissible_commands)
-        body = f"{feedback.strip()}\n\nAdmissible commands:\n{commands}\n"
-        if first:
-            body = _INSTRUCTIONS.format(task=task) + "\n\n" + body
-        if self._chat is None:
-            bos = [int(self.tokenizer.bos_token_id)] if first and self.tokenizer.bos_token_id is not None else []
-            return bos + self._encode(("" if first else "\n\n") + body + "\nACTION:")
-        after = self._encode(self._chat.after)[1:] if not first else []
-        return after + self._encode((self._chat.first if first else "") + body + self._chat.between + "ACTION:")
+        """Tokens of one turn's prompt, ending where the response begins."""
+        body = self.prompt_text(task, feedback, admissible_commands, first)
+        if self._chat is not None:
+            after = [] if first else self._after
+            return after + self._encode((self._chat.first if first else "") + body + self._chat.between)
+        bos = [int(self.tokenizer.bos_token_id)] if first and self.tokenizer.bos_token_id is not None else []
+        gap = "" if first or self.template == "compact" else "\n\n"
+        return bos + self._encode(gap + body)
 
     def judge_ids(self, task: str) -> list[int]:
         """Tokens after a response at whose end a process reward model reads its score; empty: at the end-of-turn token.
@@ -123,22 +222,69 @@ class PromptFormat:
         The compact template repeats the task, as it does before every command: a small model judges a command far better
         when what was asked for stands right before the place where it must answer.
         """
-        if self.template != "compact":
+        if not hasattr(self._module, "judge"):
             return []
-        return self._cached(f"\nTask: {task}\n>")
+        # No command begins with this character, so the two kinds of keys cannot meet.
+        key = "\x00" + task
+        ids = self._cache.get(key)
+        if ids is None:
+            ids = self._cache[key] = self._encode(_render(self._module, "judge", task))
+        return ids
+
+    def command_ids(self, command: str) -> list[int]:
+        """Tokens of a command with the end-of-turn token, as they follow :attr:`lead` or :attr:`reason_close`."""
+        ids = self._cache.get(command)
+        if ids is None:
+            ids = self._encode(self._gap + command) + self._eot
+            if len(self._cache) < 200_000:
+                self._cache[command] = ids
+        return ids
 
     def response_ids(self, command: str) -> list[int]:
-        """Tokens of a response that is a bare command, with the end-of-turn token. Shape (n,)."""
-        ids = self._response_cache.get(command)
-        if ids is None:
-            ids = self._encode(command if self.template == "compact" else " " + command) + self._eot
-            if len(self._response_cache) < 200_000:
-                self._response_cache[command] = ids
-        return ids
+        """Tokens of a whole response without a reason."""
+        return self.lead + self.command_ids(command)
 
-    def _cached(self, text: str) -> list[int]:
-        """Tokens of a text that recurs; the key cannot be a command's, which has no line break."""
-        ids = self._response_cache.get(text)
-        if ids is None:
-            ids = self._response_cache[text] = self._encode(text)
-        return ids
+    def response_tokens(self, turn: Turn, *, free: bool | None = None) -> ResponseTokens:
+        """The tokens of a turn's response: those that were sampled, where they are known, else the text's.
+
+        What stands in the transcript is the command that was executed. The reason goes with it where this format shows
+        reasons and the response holds one.
+
+        Args:
+            turn: the turn.
+            free: whether the response counts as written freely as a whole (True) or as a command that was chosen (False);
+                sampled tokens of the other kind are left aside. ``None`` takes either.
+        """
+        tokens = turn.tokens
+        if tokens is not None and free in (None, tokens.command_start is None):
+            return tokens
+        if self.reasons and turn.reason:
+            reason = self._encode(" " + " ".join(turn.reason.split()))
+            tokens = self.with_reason(reason, turn.command, stopped=True)
+        else:
+            n = len(self.lead)
+            tokens = ResponseTokens((*self.lead, *self.command_ids(turn.command)), n, n, n, False)
+        return ResponseTokens(tokens.ids, 0, len(tokens.ids), None, True) if free else tokens
+
+    def with_reason(self, reason: Sequence[int], command: str, *, stopped: bool) -> ResponseTokens:
+        """The tokens of a response with a reason; ``stopped`` says that the model ended the reason itself."""
+        first = len(self.reason_open)
+        head = (*self.reason_open, *reason, *self.reason_close)
+        return ResponseTokens((*head, *self.command_ids(command)), first, first + len(reason), len(head), stopped)
+
+    def generated(self, ids: Sequence[int], *, stopped: bool) -> ResponseTokens:
+        """The tokens of a response that was written freely; a missing end-of-turn token is put where it was cut off."""
+        whole = tuple(ids) if stopped else (*ids, self.end_of_turn)
+        return ResponseTokens(whole, 0, len(ids), None, stopped)
+
+    def read(self, ids: Sequence[int]) -> tuple[str, str, str, bool]:
+        """Read a freely written response.
+
+        Returns:
+            ``(text, reason, command, well_formed)``. A response that lacks the template's marker is malformed: the whole of
+            it is taken for the command, and the game will say that nothing happens.
+        """
+        end = len(ids) - 1 if ids and ids[-1] == self.end_of_turn else len(ids)
+        text = str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)).strip()
+        reason, command = parse_response(text)
+        return text, reason, command, not self.has_marker or (command != text and bool(command))

@@ -1,13 +1,21 @@
-"""Distributions over admissible commands, for running transcripts and for whole episodes.
+"""Distributions over responses, for running transcripts and for whole episodes.
 
-Both ways give the same numbers: the incremental one (rollouts) and the one with gradients (training) evaluate the same
-token trees, the first from a cache and the second in one pass.
+Three ways to act (``MODES``) give three distributions over what may be said at a turn:
+
+* ``"constrained"``: the command token by token, each time among the tokens that continue at least one admissible command
+  (:mod:`agentprm_gym.llm.trie`); with reasons, free text comes first, until the model ends the line or the limit is reached;
+* ``"score"``: every admissible command by its log-probability in the model's whole vocabulary, summed or per token or word,
+  and a softmax over these scores;
+* ``"generate"``: free text up to the end-of-turn token.
+
+Rollouts evaluate them from a cache and training in one pass with gradients; both evaluate the same token trees, and give the
+same numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -16,141 +24,385 @@ import torch
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.packing import TokenTree, pack
-from agentprm_gym.llm.prompts import PromptFormat
+from agentprm_gym.llm.transcripts import Passage, encode_turns
 from agentprm_gym.llm.trie import CommandTrie, grouped_log_softmax
 
-
-class TrieCache:
-    """Builds the trie of a list of admissible commands; equal lists share one."""
-
-    def __init__(self, prompt: PromptFormat, max_size: int = 20_000) -> None:
-        """Make a cache for one prompt format."""
-
-        def build(commands: tuple[str, ...]) -> CommandTrie:
-            return CommandTrie.build([prompt.response_ids(command) for command in commands])
-
-        self.get = lru_cache(max_size)(build)
+MODES = ("constrained", "generate", "score")
+NORMALIZATIONS = ("sum", "token", "word")
 
 
 @dataclass(slots=True)
-class EncodedEpisode:
-    """An episode as tokens.
+class Responder:
+    """How a model answers: which distribution over responses it acts by, and its parameters.
 
     Attributes:
-        ids: the whole transcript.
-        prompt_end: for each turn the index of the last prompt token (the response comes after it).
-        response_end: for each turn the index of the response's end-of-turn token.
+        lm: the language model.
+        mode: one of :data:`MODES`.
+        normalization: with ``"score"``, divide a command's log-probability by nothing (``"sum"``), its number of tokens, or
+            of words.
+        max_new_tokens: longest free text: the reason, or the whole response with ``"generate"``.
+
+    Raises:
+        ValueError: for an unknown mode or normalization, or fewer than 1 token.
     """
 
-    ids: list[int]
-    prompt_end: list[int]
-    response_end: list[int]
+    lm: LanguageModel
+    mode: str = "constrained"
+    normalization: str = "sum"
+    max_new_tokens: int = 64
+    _tries: object = field(init=False, repr=False)
+    _stop: torch.Tensor | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        if self.mode not in MODES:
+            raise ValueError(f"action_mode must be one of {MODES}, got {self.mode!r}")
+        if self.normalization not in NORMALIZATIONS:
+            raise ValueError(f"score_normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")
+        self._tries = lru_cache(20_000)(self._build)
+
+    def _build(self, commands: tuple[str, ...]) -> CommandTrie:
+        tokens = [self.lm.prompt.command_ids(command) for command in commands]
+        if self.mode != "score":
+            return CommandTrie.build(tokens)
+        per = {
+            "sum": [1.0] * len(commands),
+            "token": [float(len(t)) for t in tokens],
+            "word": [float(max(1, len(c.split()))) for c in commands],
+        }
+        return CommandTrie.build(tokens, full=True, divisors=per[self.normalization])
+
+    def trie(self, commands: Sequence[str]) -> CommandTrie:
+        """The trie of a list of admissible commands; equal lists share one.
+
+        Raises:
+            ValueError: if the tokenizer cannot tell two of them apart.
+        """
+        trie: CommandTrie = self._tries(tuple(commands))  # type: ignore[operator]  # an lru_cache
+        return trie
+
+    @property
+    def writes_freely(self) -> bool:
+        """Whether (a part of) the response is free text."""
+        return self.mode == "generate" or self.lm.prompt.reasons
+
+    @property
+    def reserve(self) -> int:
+        """Tokens of context to keep free for free text."""
+        return self.max_new_tokens if self.writes_freely else 0
+
+    def stop_tokens(self) -> torch.Tensor:
+        """(V,) bool on the model's device: tokens that end free text.
+
+        A whole response ends with an end token; a reason also with anything that breaks the line.
+        """
+        if self._stop is None:
+            tokenizer, size = self.lm.tokenizer, int(self.lm.base.get_output_embeddings().weight.shape[0])
+            stop = torch.zeros(size, dtype=torch.bool)
+            stop[[self.lm.prompt.end_of_turn, int(tokenizer.eos_token_id)]] = True
+            if self.mode != "generate":
+                pieces = tokenizer.batch_decode([[i] for i in range(min(size, len(tokenizer)))])
+                stop[[i for i, piece in enumerate(pieces) if "\n" in piece]] = True
+            self._stop = stop.to(self.lm.device)
+        return self._stop
+
+    def encode(self, task: str, turns: Sequence[Turn]) -> list[Passage]:
+        """Write an episode's turns as this model reads them while it acts."""
+        return encode_turns(
+            self.lm.prompt,
+            task,
+            turns,
+            limit=self.lm.context_length,
+            reserve=self.reserve,
+            free=self.mode == "generate",
+        )
 
 
-def encode_turns(prompt: PromptFormat, task: str, turns: Sequence[Turn]) -> EncodedEpisode:
-    """Write an episode's turns as one transcript."""
-    ids: list[int] = []
-    prompt_end: list[int] = []
-    response_end: list[int] = []
-    for t, turn in enumerate(turns):
-        ids += prompt.prompt_ids(task, turn.feedback, turn.admissible_commands, first=t == 0)
-        prompt_end.append(len(ids) - 1)
-        ids += prompt.response_ids(turn.command)
-        response_end.append(len(ids) - 1)
-    return EncodedEpisode(ids, prompt_end, response_end)
+@dataclass(slots=True)
+class _Choices:
+    """The choices of several tries, flattened: what is to be looked up, and how it is put together."""
+
+    node: list[int] = field(default_factory=list)  # of each choice: row of the hidden states that decide
+    token: list[int] = field(default_factory=list)
+    group: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)  # of each trie: its first choice
+    n_groups: int = 0
+
+    def add(self, start: int, trie: CommandTrie) -> None:
+        self.offsets.append(len(self.node))
+        self.node += [start + 1 + n for n in trie.child_node]
+        self.token += trie.child_token
+        self.group += [self.n_groups + g for g in trie.child_group]
+        self.n_groups += trie.n_groups
 
 
-def trie_log_probs(
-    model: LanguageModel, hidden: torch.Tensor, starts: Sequence[int], tries: Sequence[CommandTrie]
-) -> list[torch.Tensor]:
-    """Constrained log-probabilities of all commands of several turns.
+def choice_log_probs(
+    lm: LanguageModel, hidden: torch.Tensor, starts: Sequence[int], tries: Sequence[CommandTrie]
+) -> tuple[torch.Tensor, list[int]]:
+    """Log-probabilities of all choices of several tries.
 
     Args:
-        model: the language model, for its output layer.
-        hidden: (N, H) hidden states; for turn i, ``hidden[starts[i]]`` is the root and the trie's nodes follow it.
-        starts: index of each turn's root.
-        tries: each turn's trie.
+        lm: the language model, for its output layer.
+        hidden: (N, H) hidden states; for trie i, ``hidden[starts[i]]`` is the root and the trie's nodes follow it.
+        starts: index of each trie's root.
+        tries: tries of one kind.
+
+    Returns:
+        (C,) float32 log-probabilities in the order of the tries' ``child_*`` lists, and where each trie's begin.
+    """
+    choices = _Choices()
+    for start, trie in zip(starts, tries, strict=True):
+        choices.add(start, trie)
+    device = hidden.device
+    if not choices.node:
+        return torch.zeros(0, device=device), choices.offsets
+    tokens = torch.tensor(choices.token, device=device)
+    if tries[0].full:
+        rows = sorted(set(choices.node))
+        index = {row: i for i, row in enumerate(rows)}
+        where = torch.tensor([index[row] for row in choices.node], device=device)
+        return lm.token_log_probs(hidden[torch.tensor(rows, device=device)], where, tokens), choices.offsets
+    scores = lm.token_logits(hidden[torch.tensor(choices.node, device=device)], tokens)  # (C,)
+    groups = torch.tensor(choices.group, device=device)
+    return grouped_log_softmax(scores, groups, choices.n_groups), choices.offsets
+
+
+def command_log_probs(
+    lm: LanguageModel, hidden: torch.Tensor, starts: Sequence[int], tries: Sequence[CommandTrie]
+) -> list[torch.Tensor]:
+    """Log-probabilities of all commands of several turns; arguments as in :func:`choice_log_probs`.
 
     Returns:
         For each turn a (n_commands,) float32 tensor of log-probabilities that sum to one in probability.
     """
-    node_rows: list[int] = []
-    node_index: dict[int, int] = {}
-    child_node: list[int] = []
-    child_token: list[int] = []
-    child_group: list[int] = []
-    child_flat: list[int] = []
-    command_flat: list[int] = []
+    log_probs, offsets = choice_log_probs(lm, hidden, starts, tries)
+    return _sum_paths(log_probs, offsets, tries)
+
+
+def _sum_paths(log_probs: torch.Tensor, offsets: Sequence[int], tries: Sequence[CommandTrie]) -> list[torch.Tensor]:
+    """Add up the choices along each command's path; with full tries, normalise over the commands."""
+    choice: list[int] = []
+    command: list[int] = []
     sizes: list[int] = []
-    n_groups = n_commands = 0
-    for start, trie in zip(starts, tries, strict=True):
-        offset = len(child_node)
-        for node, token, group in zip(trie.child_node, trie.child_token, trie.child_group, strict=True):
-            row = start + 1 + node
-            if row not in node_index:
-                node_index[row] = len(node_rows)
-                node_rows.append(row)
-            child_node.append(node_index[row])
-            child_token.append(token)
-            child_group.append(n_groups + group)
-        for i, choices in enumerate(trie.command_choices):
-            for choice in choices:
-                child_flat.append(offset + choice)
-                command_flat.append(n_commands + i)
-        n_groups += trie.n_groups
-        n_commands += len(trie.command_choices)
+    n = 0
+    for offset, trie in zip(offsets, tries, strict=True):
+        for i, path in enumerate(trie.command_choices):
+            choice += [offset + c for c in path]
+            command += [n + i] * len(path)
         sizes.append(len(trie.command_choices))
-    device = hidden.device
-    total = torch.zeros(n_commands, dtype=torch.float32, device=device)
-    if child_node:
-        logits = model.logits(hidden[torch.tensor(node_rows, device=device)])  # (nodes, V)
-        scores = logits[
-            torch.tensor(child_node, device=device), torch.tensor(child_token, device=device)
-        ]  # (children,)
-        log_probs = grouped_log_softmax(scores, torch.tensor(child_group, device=device), n_groups)
-        index = torch.tensor(command_flat, device=device)
-        total = total.index_add(0, index, log_probs[torch.tensor(child_flat, device=device)])
-    return list(total.split(sizes))
+        n += sizes[-1]
+    device = log_probs.device
+    total = torch.zeros(n, dtype=torch.float32, device=device)
+    if choice:
+        index = torch.tensor(command, device=device)
+        total = total.index_add(0, index, log_probs[torch.tensor(choice, device=device)])
+    if not (tries and tries[0].full):
+        return list(total.split(sizes))
+    divisors = torch.tensor([d for trie in tries for d in trie.divisors], device=device)
+    return [torch.log_softmax(scores, 0) for scores in (total / divisors).split(sizes)]
 
 
-def episode_log_probs(
-    model: LanguageModel, tries: TrieCache, episodes: Sequence[Episode], turns: Sequence[Sequence[int]] | None = None
-) -> list[list[torch.Tensor]]:
-    """Log-probabilities of every admissible command at turns of episodes, in one forward pass, with gradients.
+@dataclass(slots=True)
+class TurnScore:
+    """What a policy thinks of a turn that was played.
+
+    Attributes:
+        free: (F,) log-probabilities of the tokens that were written freely; one more says that a reason was ended there.
+        commands: (n_commands,) log-probabilities of the admissible commands, given the reason; ``None`` where the whole
+            response was written freely.
+        path: (P,) log-probabilities of the choices that led to the executed command: one a branching token, or a single one
+            with ``"score"``; ``None`` where it was not admissible.
+    """
+
+    free: torch.Tensor
+    commands: torch.Tensor | None
+    path: torch.Tensor | None
+
+    @property
+    def choices(self) -> torch.Tensor:
+        """Log-probabilities of everything that was chosen, (F + P,).
+
+        Raises:
+            ValueError: if the executed command was none that the policy could choose.
+        """
+        if self.path is None:
+            raise ValueError("the executed command was not admissible: this policy could not have chosen it")
+        return torch.cat([self.free, self.path])
+
+    @property
+    def log_prob(self) -> torch.Tensor:
+        """Log-probability of the response, a scalar."""
+        return self.choices.sum()
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """A turn to score: where it is in the batch."""
+
+    episode: int
+    turn: int
+    row: int
+    passage: Passage
+    index: int  # among the passage's turns
+    trie: CommandTrie | None
+    first: int = -1  # of the trie's nodes, in the row
+
+    @property
+    def root(self) -> int:
+        """Index of the token below which the command is chosen."""
+        start = self.passage.responses[self.index].command_start
+        assert start is not None
+        return self.passage.prompt_end[self.index] + start
+
+    @property
+    def free_rows(self) -> range:
+        """Indices of the tokens whose hidden states predict what was written freely."""
+        response, end = self.passage.responses[self.index], self.passage.prompt_end[self.index]
+        return range(end + response.free_start, end + response.free_end)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the model ended a reason itself, which is a choice of its own."""
+        response = self.passage.responses[self.index]
+        return response.stopped and response.command_start is not None
+
+
+def score_turns(
+    responder: Responder, episodes: Sequence[Episode], turns: Sequence[Sequence[int]] | None = None
+) -> list[list[TurnScore]]:
+    """Score turns of episodes in one forward pass, with gradients; the caller activates the adapter.
 
     Args:
-        model: the language model with the wanted adapter active.
-        tries: the trie cache of its prompt format.
+        responder: the policy's way to act.
         episodes: a batch of episodes.
         turns: for each episode the turns that are wanted; all where ``None``.
 
     Returns:
-        For each episode, for each wanted turn, a (n_commands,) tensor in the order of ``turn.admissible_commands``.
+        For each episode, for each wanted turn, its score. They equal what acting gave.
     """
-    wanted = [range(len(e.turns)) for e in episodes] if turns is None else turns
-    trees: list[TokenTree] = []
-    rows: list[tuple[int, int, int, CommandTrie]] = []  # batch row, root, first node, trie
-    for b, (episode, which) in enumerate(zip(episodes, wanted, strict=True)):
-        encoded = encode_turns(model.prompt, episode.task, episode.turns[: max(which, default=-1) + 1])
-        last = encoded.prompt_end[max(which)] if len(which) else 0
-        tree = TokenTree(encoded.ids[: last + 1])
-        for t in which:
-            trie = tries.get(tuple(episode.turns[t].admissible_commands))
-            first = tree.add(trie.tokens, trie.parents, encoded.prompt_end[t])
-            rows.append((b, encoded.prompt_end[t], first, trie))
-        trees.append(tree)
-    packed = pack(trees, int(model.tokenizer.pad_token_id), model.device)
-    hidden = model.hidden(packed)  # (B, L, H)
+    lm = responder.lm
+    order = [range(len(e.turns)) for e in episodes] if turns is None else turns
+    wanted, trees = _plan(responder, episodes, order)
+    if not trees:
+        return [[] for _ in episodes]
+    hidden = lm.hidden(pack(trees, int(lm.tokenizer.pad_token_id), lm.device))  # (B, L, H)
     width = hidden.shape[1]
+    flat = hidden.flatten(0, 1)  # (B * L, H)
+    free = _score_free(responder, flat, width, wanted)
+    commands = _score_commands(lm, flat, width, wanted, episodes)
+    scores = {(w.episode, w.turn): TurnScore(f, c, p) for w, f, (c, p) in zip(wanted, free, commands, strict=True)}
+    return [[scores[b, t] for t in which] for b, which in enumerate(order)]
+
+
+def _plan(
+    responder: Responder, episodes: Sequence[Episode], order: Sequence[Sequence[int]]
+) -> tuple[list[_Wanted], list[TokenTree]]:
+    """One row a passage that is wanted, cut behind the last token that matters, with the tries hanging off it."""
+    wanted: list[_Wanted] = []
+    trees: list[TokenTree] = []
+    for b, (episode, which) in enumerate(zip(episodes, order, strict=True)):
+        if not len(which):
+            continue
+        asked = set(which)
+        for passage in responder.encode(episode.task, episode.turns[: max(which) + 1]):
+            here = [i for i, t in enumerate(passage.turns) if t in asked]
+            if not here:
+                continue
+            new = []
+            for i in here:
+                t = passage.turns[i]
+                chosen = responder.mode != "generate"
+                trie = responder.trie(tuple(episode.turns[t].admissible_commands)) if chosen else None
+                new.append(_Wanted(b, t, len(trees), passage, i, trie))
+            last = new[-1]
+            cut = last.root if last.trie is not None else last.free_rows.stop - 1
+            tree = TokenTree(passage.ids[: cut + 1])
+            for w in new:
+                if w.trie is not None:
+                    w.first = tree.add(w.trie.tokens, w.trie.parents, w.root)
+            trees.append(tree)
+            wanted += new
+    return wanted, trees
+
+
+def _score_free(responder: Responder, flat: torch.Tensor, width: int, wanted: Sequence[_Wanted]) -> list[torch.Tensor]:
+    """Log-probabilities of what was written freely, one (F,) tensor a turn."""
+    rows: list[int] = []
+    tokens: list[int] = []
+    sizes: list[int] = []
+    ends: list[tuple[int, int]] = []  # of the choices to end a reason: which turn, which row
+    for k, w in enumerate(wanted):
+        base, response = w.row * width, w.passage.responses[w.index]
+        rows += [base + j for j in w.free_rows]
+        tokens += response.ids[response.free_start : response.free_end]
+        sizes.append(len(w.free_rows))
+        if w.ended:
+            ends.append((k, base + w.free_rows.stop))
+    device = flat.device
+    out = [torch.zeros(0, device=device)] * len(wanted)
+    if rows:
+        where = torch.arange(len(rows), device=device)
+        index = torch.tensor(rows, device=device)
+        log_probs = responder.lm.token_log_probs(flat[index], where, torch.tensor(tokens, device=device))
+        out = list(log_probs.split(sizes))
+    if ends:
+        logits = responder.lm.logits(flat[torch.tensor([row for _, row in ends], device=device)])  # (E, V)
+        stop = logits.masked_fill(~responder.stop_tokens(), -torch.inf)
+        log_probs = stop.logsumexp(-1) - logits.logsumexp(-1)  # (E,)
+        for (k, _), value in zip(ends, log_probs, strict=True):
+            out[k] = torch.cat([out[k], value[None]])
+    return out
+
+
+def _score_commands(
+    lm: LanguageModel, flat: torch.Tensor, width: int, wanted: Sequence[_Wanted], episodes: Sequence[Episode]
+) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """Distribution over the commands and the executed one's path, for each turn."""
     gather: list[int] = []
     starts: list[int] = []
-    for b, root, first, trie in rows:
-        starts.append(len(gather))
-        gather.append(b * width + root)
-        gather.extend(b * width + first + j for j in range(len(trie.tokens)))
-    flat = hidden.flatten(0, 1)[torch.tensor(gather, device=hidden.device)]
-    log_probs = iter(trie_log_probs(model, flat, starts, [trie for *_, trie in rows]))
-    return [[next(log_probs) for _ in which] for which in wanted]
+    tries: list[CommandTrie] = []
+    for w in wanted:
+        if w.trie is not None:
+            starts.append(len(gather))
+            base = w.row * width
+            gather.append(base + w.root)
+            gather.extend(base + w.first + j for j in range(len(w.trie.tokens)))
+            tries.append(w.trie)
+    if not tries:
+        empty = torch.zeros(0, device=flat.device)
+        return [(None, empty) for _ in wanted]
+    log_probs, offsets = choice_log_probs(lm, flat[torch.tensor(gather, device=flat.device)], starts, tries)
+    out: list[tuple[torch.Tensor | None, torch.Tensor | None]] = []
+    for w, trie, offset, commands in zip(wanted, tries, offsets, _sum_paths(log_probs, offsets, tries), strict=True):
+        turn = episodes[w.episode].turns[w.turn]
+        path = None
+        if turn.command in turn.admissible_commands:
+            i = list(turn.admissible_commands).index(turn.command)
+            choices = torch.tensor([offset + c for c in trie.command_choices[i]], dtype=torch.long, device=flat.device)
+            path = commands[i][None] if trie.full else log_probs[choices]
+        out.append((commands, path))
+    return out
+
+
+def episode_log_probs(
+    responder: Responder, episodes: Sequence[Episode], turns: Sequence[Sequence[int]] | None = None
+) -> list[list[torch.Tensor]]:
+    """Log-probabilities of every admissible command at turns of episodes; see :func:`score_turns`.
+
+    Returns:
+        For each episode, for each wanted turn, a (n_commands,) tensor in the order of ``turn.admissible_commands``.
+
+    Raises:
+        ValueError: with ``"generate"``, which has no distribution over commands.
+    """
+    if responder.mode == "generate":
+        raise ValueError('action_mode="generate" has no distribution over the admissible commands; use "constrained"')
+    return [
+        [score.commands for score in row if score.commands is not None]
+        for row in score_turns(responder, episodes, turns)
+    ]
 
 
 def sample_commands(
@@ -168,3 +420,28 @@ def sample_commands(
     if temperature > 0:
         scores = scores / temperature + rng.gumbel(size=len(scores))
     return [int(i) for i in np.argsort(-scores, kind="stable")[:n]]
+
+
+def sample_tokens(
+    logits: torch.Tensor, rngs: Sequence[np.random.Generator], *, temperature: float = 1.0
+) -> tuple[list[int], list[float]]:
+    """Draw one token a row, each with a random number of its own.
+
+    Args:
+        logits: (b, V).
+        rngs: the rows' random streams.
+        temperature: 0 takes the most likely one.
+
+    Returns:
+        The tokens and their log-probabilities at temperature 1.
+    """
+    log_probs = torch.log_softmax(logits.float(), -1)
+    if temperature == 0:
+        chosen = logits.argmax(-1)
+    else:
+        total = torch.softmax(logits.double() / temperature, -1).cumsum(-1)  # (b, V)
+        drawn = torch.tensor([rng.random() for rng in rngs], dtype=torch.float64, device=logits.device)
+        chosen = torch.searchsorted(total, (drawn * total[:, -1])[:, None], right=True).squeeze(-1)
+        chosen = chosen.clamp_max(logits.shape[-1] - 1)
+    picked = log_probs.gather(-1, chosen[:, None]).squeeze(-1)
+    return chosen.tolist(), picked.tolist()

@@ -28,6 +28,9 @@ class CommandTrie:
         child_group: which branching node it belongs to, counted from 0; equal numbers share a softmax.
         command_choices: for each command, the indices into the ``child_*`` lists along its path.
         n_groups: how many branching nodes there are.
+        full: whether the log-probabilities are those of the whole vocabulary rather than of the children: then every node
+            with a child counts as branching.
+        divisors: with ``full``, what each command's log-probability is divided by.
     """
 
     tokens: list[int]
@@ -37,10 +40,19 @@ class CommandTrie:
     child_group: list[int]
     command_choices: list[list[int]]
     n_groups: int
+    full: bool = False
+    divisors: tuple[float, ...] = ()
 
     @classmethod
-    def build(cls, commands: Sequence[Sequence[int]]) -> CommandTrie:
+    def build(
+        cls, commands: Sequence[Sequence[int]], *, full: bool = False, divisors: Sequence[float] = ()
+    ) -> CommandTrie:
         """Build the trie of token sequences, each of which ends with the end-of-turn token.
+
+        Args:
+            commands: the token sequences.
+            full: score tokens among the whole vocabulary; every token on the way has then to be fed.
+            divisors: with ``full``, what to divide each command's log-probability by.
 
         Raises:
             ValueError: if two commands have the same tokens (they could not be told apart), or there is none.
@@ -52,7 +64,7 @@ class CommandTrie:
             raise ValueError("two commands have the same tokens and cannot be told apart by this tokenizer")
         needed = [False] * len(children)  # a choice remains at or below the node
         for node in range(len(children) - 1, -1, -1):
-            needed[node] = needed[node] or len(children[node]) > 1
+            needed[node] = needed[node] or len(children[node]) > (0 if full else 1)
             if needed[node] and node:
                 needed[parent[node]] = True
         fed = {0: -1}
@@ -69,7 +81,7 @@ class CommandTrie:
         child_index: dict[int, int] = {}
         n_groups = 0
         for node in range(len(children)):
-            if len(children[node]) > 1:
+            if len(children[node]) > (0 if full else 1):
                 for tok, child in children[node].items():
                     child_index[child] = len(child_node)
                     child_node.append(fed[node])
@@ -77,7 +89,7 @@ class CommandTrie:
                     child_group.append(n_groups)
                 n_groups += 1
         choices = [[child_index[node] for node in path if node in child_index] for path in paths]
-        return cls(tokens, parents, child_node, child_token, child_group, choices, n_groups)
+        return cls(tokens, parents, child_node, child_token, child_group, choices, n_groups, full, tuple(divisors))
 
 
 def _grow(

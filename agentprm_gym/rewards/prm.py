@@ -18,10 +18,13 @@ from torch import nn
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.models import LanguageModel, lora_settings
 from agentprm_gym.llm.packing import TokenTree, pack
-from agentprm_gym.llm.scoring import encode_turns
+from agentprm_gym.llm.transcripts import Passage, encode_turns
 
 #: Name of the adapter under which a process reward model lives.
 PRM = "prm"
+
+#: Tokens of context kept free for a response, where responses may be free text.
+_RESERVE = 128
 
 #: Commands to judge at one turn: the turn's index and the commands.
 Candidates = Sequence[tuple[int, Sequence[str]]]
@@ -47,13 +50,13 @@ class ProcessRewardModel:
         self.lm, self.adapter = lm, adapter
         if adapter not in lm.adapters:
             lm.add_adapter(adapter, lora)
-        self.head = nn.Linear(lm.hidden_size, 1).to(lm.device)
+        # Without a bias, as sequence classifiers have it: so it can be exported as one.
+        self.head = nn.Linear(lm.hidden_size, 1, bias=False).to(lm.device)
         self.reset_head()
 
     def reset_head(self) -> None:
         """Start the head afresh: a constant logit of 0."""
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
 
     def parameters(self) -> list[nn.Parameter]:
         """The adapter's and the head's parameters."""
@@ -68,36 +71,53 @@ class ProcessRewardModel:
         Returns:
             For each item, for each of its candidate turns, a (n_commands,) float32 tensor.
         """
-        prompt = self.lm.prompt
         trees: list[TokenTree] = []
-        ends: list[list[list[int]]] = []
+        ends: list[list[tuple[int, list[int]]]] = []  # of each item's turns: the row, and where to read each command
         for task, turns, candidates in items:
+            at: dict[int, tuple[int, list[int]]] = {}
             last = max(t for t, _ in candidates)
-            encoded = encode_turns(prompt, task, turns[: last + 1])
-            needs_response = any(turns[last].command in commands for t, commands in candidates if t == last)
-            cut = encoded.response_end[last] if needs_response else encoded.prompt_end[last]
-            tree = TokenTree(encoded.ids[: cut + 1])
-            judge = prompt.judge_ids(task)
-            item_ends = []
-            for t, commands in candidates:
-                turn_ends = []
-                for command in commands:
-                    if command == turns[t].command:
-                        ids, at = judge, encoded.response_end[t]  # the trunk holds the response already
-                    else:
-                        ids, at = prompt.response_ids(command) + judge, encoded.prompt_end[t]
-                    first = tree.add(ids, range(-1, len(ids) - 1), at)
-                    turn_ends.append(first + len(ids) - 1 if ids else at)
-                item_ends.append(turn_ends)
-            trees.append(tree)
-            ends.append(item_ends)
+            for passage in self.encode(task, turns[: last + 1]):
+                here = [(t, commands) for t, commands in candidates if t in passage.turns]
+                if here:
+                    tree, row_ends = self._tree(task, turns, passage, here)
+                    at |= {t: (len(trees), e) for (t, _), e in zip(here, row_ends, strict=True)}
+                    trees.append(tree)
+            ends.append([at[t] for t, _ in candidates])
         hidden = self.lm.hidden(pack(trees, int(self.lm.tokenizer.pad_token_id), self.lm.device))  # (B, L, H)
         width = hidden.shape[1]
-        flat = [b * width + end for b, item in enumerate(ends) for turn in item for end in turn]
+        flat = [row * width + end for item in ends for row, turn in item for end in turn]
         index = torch.tensor(flat, device=hidden.device)
         logits = self.head(hidden.flatten(0, 1)[index].float()).squeeze(-1)  # (N,)
-        pieces = iter(logits.split([len(turn) for item in ends for turn in item]))
+        pieces = iter(logits.split([len(turn) for item in ends for _, turn in item]))
         return [[next(pieces) for _ in item] for item in ends]
+
+    def encode(self, task: str, turns: Sequence[Turn]) -> list[Passage]:
+        """Write turns as this model reads them."""
+        limit, prompt = self.lm.context_length, self.lm.prompt
+        return encode_turns(prompt, task, turns, limit=limit, reserve=_RESERVE if prompt.has_marker else 0)
+
+    def _tree(
+        self, task: str, turns: Sequence[Turn], passage: Passage, candidates: Candidates
+    ) -> tuple[TokenTree, list[list[int]]]:
+        """One row: a passage with the commands of some of its turns; and where the score of each is read."""
+        prompt, judge = self.lm.prompt, self.lm.prompt.judge_ids(task)
+        index = {t: i for i, t in enumerate(passage.turns)}
+        last, last_commands = max(candidates, key=lambda c: c[0])
+        needs_response = turns[last].command in last_commands
+        cut = (passage.response_end if needs_response else passage.prompt_end)[index[last]]
+        tree = TokenTree(passage.ids[: cut + 1])
+        ends = []
+        for t, commands in candidates:
+            turn_ends = []
+            for command in commands:
+                if command == turns[t].command:
+                    ids, at = judge, passage.response_end[index[t]]  # the trunk holds the response already
+                else:
+                    ids, at = prompt.response_ids(command) + judge, passage.prompt_end[index[t]]
+                first = tree.add(ids, range(-1, len(ids) - 1), at)
+                turn_ends.append(first + len(ids) - 1 if ids else at)
+            ends.append(turn_ends)
+        return tree, ends
 
     @torch.no_grad()
     def score(self, items: Sequence[tuple[str, Sequence[Turn], Candidates]]) -> list[list[torch.Tensor]]:

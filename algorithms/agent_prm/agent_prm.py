@@ -34,10 +34,10 @@ from agentprm_gym.saving import SavedModel
 from algorithms.agent_prm.fit import PRMReport, evaluate_prm, fit_prm
 from algorithms.agent_prm.online_dpo import DPOStats, Evidence, train_online_dpo
 from algorithms.agent_prm.targets import LabelledEpisode, QTable, label_episodes, state_keys
-from algorithms.common.actors import BestOfNActor
 from algorithms.common.base import LLMAlgorithm
 from algorithms.common.policy import POLICY
 from algorithms.common.rollouts import Rollout, RolloutTask, collect
+from algorithms.common.search import BestOfNActor
 
 REFERENCE = "reference"
 #: Stage names as ``on_stage`` reports them.
@@ -383,7 +383,7 @@ class AgentPRM(LLMAlgorithm):
             POLICY,
             REFERENCE,
             self.prm,
-            self.policy.tries,
+            self.policy.responder,
             states,
             evidence=evidence,
             successes=successes,
@@ -455,7 +455,9 @@ class AgentPRM(LLMAlgorithm):
             temperature: at which they are drawn; the policy's own where ``None``.
         """
         chosen = self.temperature if temperature is None else temperature
-        return BestOfNActor(self.policy.actor(n_rows, temperature=chosen), self.lm, PRM, self.prm.head, n_rows, n)
+        return BestOfNActor(
+            self.policy.actor(n_rows, temperature=chosen), self.prm, n_rows, n, self.policy.cache_tokens
+        )
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """``{"policy": ..., "prm": ...}``."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.models import LanguageModel
-from agentprm_gym.llm.scoring import TrieCache, episode_log_probs, sample_commands
+from agentprm_gym.llm.scoring import Responder, episode_log_probs, sample_commands
 from agentprm_gym.rewards.prm import ProcessRewardModel
 from algorithms.agent_prm.targets import QTable, state_keys
 
@@ -86,7 +86,7 @@ def train_online_dpo(
     policy: str,
     reference: str,
     prm: ProcessRewardModel,
-    tries: TrieCache,
+    responder: Responder,
     states: Sequence[tuple[Episode, Sequence[int]]],
     *,
     evidence: Evidence | None,
@@ -112,7 +112,7 @@ def train_online_dpo(
         policy: adapter to train.
         reference: adapter of the previous policy.
         prm: scores commands.
-        tries: trie cache of the prompt format.
+        responder: how the policy acts.
         states: logged episodes, each with the turns that may serve as states.
         evidence: Monte-Carlo visits to weigh in; only commands that were tried are then paired. ``None`` is the paper's way.
         successes: episodes that were won, each with the first turn to imitate.
@@ -152,16 +152,16 @@ def train_online_dpo(
             for _, which in drawn
         ]
         with lm.active(policy, train=True):
-            log_probs = episode_log_probs(lm, tries, batch, turns)
+            log_probs = episode_log_probs(responder, batch, turns)
             sampled = _sample(batch, turns, log_probs, n_samples, temperature, rng, stats)
             if not sampled:
                 continue
             with torch.no_grad(), lm.active(reference):
-                ref = episode_log_probs(lm, tries, batch, turns)
+                ref = episode_log_probs(responder, batch, turns)
             pairs = _choose_pairs(prm, batch, sampled, evidence, margin, stats)
             _record_kl(log_probs, ref, stats)
             if imitation_coef > 0 and successes:
-                (imitation_coef * _imitation_loss(lm, tries, successes, batch_size, rng)).backward()
+                (imitation_coef * _imitation_loss(responder, successes, batch_size, rng)).backward()
             if pairs:
                 index = {(b, t): (b, k) for b, which in enumerate(turns) for k, t in enumerate(which)}
                 where = [(index[state.episode, state.turn], best, worst) for state, best, worst in pairs]
@@ -185,13 +185,13 @@ def train_online_dpo(
 
 
 def _imitation_loss(
-    lm: LanguageModel, tries: TrieCache, successes: Sequence[tuple[Episode, int]], n: int, rng: np.random.Generator
+    responder: Responder, successes: Sequence[tuple[Episode, int]], n: int, rng: np.random.Generator
 ) -> torch.Tensor:
     """Mean negative log-probability of the commands of some won episodes, a scalar; the policy's adapter is active."""
     drawn = [successes[int(i)] for i in rng.permutation(len(successes))[:n]]
     episodes = [episode for episode, _ in drawn]
     turns = [range(first, len(episode.turns)) for episode, first in drawn]
-    log_probs = episode_log_probs(lm, tries, episodes, turns)
+    log_probs = episode_log_probs(responder, episodes, turns)
     picked = [
         row[episode.turns[t].admissible_commands.index(episode.turns[t].command)]
         for episode, which, rows in zip(episodes, turns, log_probs, strict=True)

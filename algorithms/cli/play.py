@@ -199,8 +199,9 @@ def _watch(env: TextGameEnv, observation: Observation, args: argparse.Namespace,
     terminated = False
     while not terminated and len(env.turns) < args.max_steps:
         commands = observation["admissible_commands"].split("\n")
-        (answer,) = actor.answer([Request(0, observation["task"], observation["feedback"], commands, rng)])
-        actor.executed(0, answer.command)
+        request = Request(0, observation["task"], observation["feedback"], commands, rng, env.look_ahead)
+        (answer,) = actor.answer([request])
+        actor.executed(0, answer.turn(request))
         console.print(_weighed(answer.candidates or [], answer.command))
         time.sleep(delay)
         observation, _, terminated, _, info = env.step(answer.command)

@@ -1,27 +1,32 @@
-"""Actors: what answers a batch of running episodes with one command each.
+"""Actors: what answers a batch of running episodes with one response each.
 
 An actor keeps its own caches for the rows (running episodes) it is told about, so that each turn feeds only what is new.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from agentprm_gym.episodes import Turn
+from agentprm_gym.episodes import ResponseTokens, Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.llm.models import LanguageModel
-from agentprm_gym.llm.scoring import TrieCache, encode_turns, sample_commands, trie_log_probs
-from agentprm_gym.llm.trie import CommandTrie
+from agentprm_gym.llm.scoring import Responder, command_log_probs, sample_commands, sample_tokens
+from agentprm_gym.llm.transcripts import TranscriptWriter
+
+#: Executes commands from the present state and takes them back: for each sequence what the game then said, what could be
+#: done, and whether the task was done.
+LookAhead = Callable[[Sequence[Sequence[str]]], list[tuple[str, tuple[str, ...], bool]]]
 
 
 @dataclass(slots=True)
 class Request:
-    """One running episode that waits for a command.
+    """One running episode that waits for a response.
 
     Attributes:
         row: which running episode.
@@ -29,13 +34,15 @@ class Request:
         feedback: what the game just said.
         admissible_commands: what may be done.
         rng: the episode's own random stream.
+        look_ahead: tries commands in the true game; privileged, and ``None`` where the environment cannot.
     """
 
     row: int
     task: str
     feedback: str
-    admissible_commands: list[str]
+    admissible_commands: Sequence[str]
     rng: np.random.Generator
+    look_ahead: LookAhead | None = None
 
 
 @dataclass(slots=True)
@@ -44,13 +51,34 @@ class Answer:
 
     Attributes:
         command: the command to execute.
-        log_prob: its log-probability under the acting distribution at temperature 1.
+        log_prob: log-probability of the response under the acting distribution at temperature 1, in nats; NaN where nobody
+            knows.
         candidates: what was weighed, as ``{"command", "response", "score", "log_prob"}``; ``None`` where nothing was.
+        response: the whole response; the command where it is empty.
+        reason: what was said before the command.
+        tokens: the response as it was written.
     """
 
     command: str
     log_prob: float
     candidates: list[dict[str, Any]] | None = None
+    response: str = ""
+    reason: str = ""
+    tokens: ResponseTokens | None = None
+
+    def turn(self, request: Request) -> Turn:
+        """The turn that is about to be played."""
+        return Turn(
+            feedback=request.feedback,
+            admissible_commands=request.admissible_commands,
+            reason=self.reason,
+            command=self.command,
+            response=self.response or self.command,
+            is_admissible=self.command in request.admissible_commands,
+            candidates=self.candidates,
+            log_prob=None if np.isnan(self.log_prob) else self.log_prob,
+            tokens=self.tokens,
+        )
 
 
 class Actor(Protocol):
@@ -60,83 +88,152 @@ class Actor(Protocol):
         """Begin an episode in a row, with turns that were played already."""
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Choose a command for each request."""
+        """Choose a response for each request."""
 
-    def executed(self, row: int, command: str) -> None:
-        """Say which command was really executed (it may differ from the answer)."""
+    def executed(self, row: int, turn: Turn) -> None:
+        """Say what was really executed (it may differ from the answer)."""
 
 
 @dataclass(slots=True)
-class _Rows:
-    """Transcript caches of one adapter, and the tokens each row has still to be fed."""
+class TranscriptRows:
+    """The transcripts of running episodes under one adapter, and their caches.
+
+    Attributes:
+        decoder: holds the caches.
+        reserve: tokens of context to keep free for free text.
+        free: see :meth:`PromptFormat.response_tokens`.
+        counts: ``turns``, and how many of them ``shortened`` their transcript.
+    """
 
     decoder: TranscriptDecoder
-    pending: dict[int, list[int]] = field(default_factory=dict)
+    reserve: int = 0
+    free: bool | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+    _writers: dict[int, TranscriptWriter] = field(default_factory=dict)
+    # Length of each transcript where its present turn's response begins.
+    _marks: dict[int, int] = field(default_factory=dict)
 
     def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
+        """Begin a row."""
         self.decoder.reset(row)
-        self.pending[row] = encode_turns(self.decoder.model.prompt, task, history).ids
+        model = self.decoder.model
+        writer = self._writers[row] = TranscriptWriter(model.prompt, task, model.context_length, self.reserve)
+        for turn in history:
+            writer.read(turn.feedback, turn.admissible_commands)
+            writer.say(model.prompt.response_tokens(turn, free=self.free).ids)
 
-    def prompt(self, request: Request) -> list[int]:
-        """Take the row's unfed tokens and this turn's prompt."""
-        before = self.pending.pop(request.row)
-        first = not before and int(self.decoder.cache.lengths[request.row]) == 0
-        return before + self.decoder.model.prompt.prompt_ids(
-            request.task, request.feedback, request.admissible_commands, first
-        )
+    def read(self, request: Request) -> TranscriptWriter:
+        """Append a turn's prompt."""
+        writer = self._writers[request.row]
+        self.counts["turns"] += 1
+        if writer.read(request.feedback, request.admissible_commands):
+            self.counts["shortened"] += 1
+            self.decoder.reset(request.row)
+        self._marks[request.row] = len(writer.ids)
+        return writer
+
+    def executed(self, row: int, turn: Turn) -> None:
+        """Write down what was really said; what is different from the present text behind the prompt is taken back."""
+        writer, mark = self._writers[row], self._marks[row]
+        ids = self.decoder.model.prompt.response_tokens(turn, free=self.free).ids
+        said = writer.ids[mark:]
+        same = next((i for i, (a, b) in enumerate(zip(said, ids, strict=False)) if a != b), min(len(said), len(ids)))
+        writer.unsay(len(said) - same)
+        self.decoder.rewind(row, len(writer.ids))
+        writer.say(ids[same:])
+
+    def writer(self, row: int) -> TranscriptWriter:
+        """A row's transcript."""
+        return self._writers[row]
 
 
 class PolicyActor:
-    """Samples commands from the constrained distribution of a policy adapter."""
+    """Samples responses from a policy's adapter, in any of the three modes.
+
+    Attributes:
+        counts: ``turns``, and how many of them were ``malformed`` (no command where the template wants one),
+            ``inadmissible``, ``cut`` (free text that hit its limit) or ``shortened`` (see :mod:`agentprm_gym.llm.transcripts`).
+    """
 
     def __init__(
         self,
-        model: LanguageModel,
+        responder: Responder,
         adapter: str | None,
         n_rows: int,
         *,
         temperature: float = 1.0,
         n_candidates: int = 1,
-        tries: TrieCache | None = None,
+        cache_tokens: int | None = None,
     ) -> None:
         """Make an actor.
 
         Args:
-            model: the language model.
+            responder: the model and its way to act.
             adapter: the policy's adapter; ``None`` is the bare base.
             n_rows: how many episodes run at once.
             temperature: of sampling; 0 is greedy.
             n_candidates: how many distinct commands to record a turn: the executed one and others drawn at temperature
-                1, so that a sharp policy's alternatives are seen too.
-            tries: a trie cache to share.
+                1, so that a sharp policy's alternatives are seen too. Free text is written so many times a turn, and the
+                executed response is the first.
+            cache_tokens: budget of the key-value cache, in tokens over all rows; ``None``: no limit.
         """
-        self.model, self.adapter = model, adapter
+        self.responder, self.adapter = responder, adapter
         self.temperature, self.n_candidates = temperature, n_candidates
-        self._rows = _Rows(TranscriptDecoder(model, n_rows))
-        self._tries = tries or TrieCache(model.prompt)
+        copies = n_candidates if responder.writes_freely else 1
+        decoder = TranscriptDecoder(responder.lm, n_rows * copies, max_tokens=cache_tokens)
+        self.rows = TranscriptRows(decoder, responder.reserve, responder.mode == "generate")
+        self.counts = self.rows.counts
+
+    @property
+    def lm(self) -> LanguageModel:
+        """The language model."""
+        return self.responder.lm
 
     def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
         """See :class:`Actor`."""
-        self._rows.start(row, task, history)
+        self.rows.start(row, task, history)
 
-    def executed(self, row: int, command: str) -> None:
+    def executed(self, row: int, turn: Turn) -> None:
         """See :class:`Actor`."""
-        self._rows.pending[row] = self.model.prompt.response_ids(command)
-
-    def log_probs(self, requests: Sequence[Request]) -> list[torch.Tensor]:
-        """Log-probabilities of every admissible command of every request, each (n_commands,)."""
-        tries: list[CommandTrie] = [self._tries.get(tuple(r.admissible_commands)) for r in requests]
-        extensions = [
-            Extension(r.row, self._rows.prompt(r), trie.tokens, trie.parents)
-            for r, trie in zip(requests, tries, strict=True)
-        ]
-        with torch.no_grad(), self.model.active(self.adapter):
-            hidden = self._rows.decoder.extend(extensions)
-            starts = np.cumsum([0, *(len(h) for h in hidden)])[:-1].tolist()
-            return trie_log_probs(self.model, torch.cat(hidden), starts, tries)
+        self.rows.executed(row, turn)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """See :class:`Actor`."""
+        if not self.responder.writes_freely:
+            return self._choose(requests)
+        answers = []
+        for request, drawn in zip(requests, self.sample(requests, self.n_candidates), strict=True):
+            answer = drawn[0]
+            if len(drawn) > 1:
+                answer.candidates = [candidate_row(a.command, None, a.log_prob, a.response) for a in drawn]
+            # The others' caches are of no use any more.
+            for i in range(1, len(drawn)):
+                self.rows.decoder.reset((request.row, i))
+            answers.append(answer)
+        return answers
+
+    # Commands ---------------------------------------------------------------------------------
+    def log_probs(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        """Log-probabilities of every admissible command of every request, each (n_commands,); no reasons.
+
+        Raises:
+            ValueError: if this policy writes freely.
+        """
+        if self.responder.writes_freely:
+            raise ValueError("a policy that writes freely has no distribution over commands alone: use sample()")
+        extensions, tries = [], []
+        for request in requests:
+            writer = self.rows.read(request)
+            writer.say(self.lm.prompt.lead)
+            trie = self.responder.trie(tuple(request.admissible_commands))
+            tries.append(trie)
+            extensions.append(Extension(request.row, writer.ids, trie.tokens, trie.parents))
+        with torch.no_grad(), self.lm.active(self.adapter):
+            hidden = self.rows.decoder.extend(extensions)
+            starts = np.cumsum([0, *(len(h) for h in hidden)])[:-1].tolist()
+            return command_log_probs(self.lm, torch.cat(hidden), starts, tries)
+
+    def _choose(self, requests: Sequence[Request]) -> list[Answer]:
         answers = []
         for request, log_probs in zip(requests, self.log_probs(requests), strict=True):
             (chosen,) = sample_commands(log_probs, request.rng, temperature=self.temperature)
@@ -145,83 +242,143 @@ class PolicyActor:
             if self.n_candidates > 1:
                 drawn = sample_commands(log_probs, request.rng, temperature=1.0, n=self.n_candidates)
                 distinct = list(dict.fromkeys((chosen, *drawn)))[: self.n_candidates]
-                candidates = [_candidate(request.admissible_commands[i], None, values[i]) for i in distinct]
+                candidates = [candidate_row(request.admissible_commands[i], None, values[i]) for i in distinct]
             answers.append(Answer(request.admissible_commands[chosen], values[chosen], candidates))
         return answers
 
+    # Free text --------------------------------------------------------------------------------
+    def sample(self, requests: Sequence[Request], n: int) -> list[list[Answer]]:
+        """Draw ``n`` responses for each request, all from one reading of the transcript.
 
-class BestOfNActor:
-    """Draws N commands from a policy and executes the one that the process reward model scores highest.
+        With a policy that does not write freely these are independent draws of the constrained distribution.
+        """
+        if not self.responder.writes_freely:
+            return self._draw(requests, n)
+        drafts = [self._begin(request) for request in requests]
+        with torch.no_grad(), self.lm.active(self.adapter):
+            self._write(drafts, n)
+            everything = [draft for group in drafts for draft in group]
+            if self.responder.mode != "generate":
+                self._finish_with_command(everything)
+        for draft in everything:
+            self._count(draft)
+        for group in drafts:
+            # Most likely the first is executed: what it said is cached already.
+            writer = self.rows.writer(group[0].request.row)
+            writer.say(group[0].ids[len(writer.ids) :])
+        return [[draft.answer(self.lm) for draft in group] for group in drafts]
 
-    The draws are independent samples of the same distribution that single-sample acting uses, so duplicates occur and
-    N = 1 is that acting exactly (paper section 1.7: execute the argmax of Q over N samples).
+    def _draw(self, requests: Sequence[Request], n: int) -> list[list[Answer]]:
+        out = []
+        for request, log_probs in zip(requests, self.log_probs(requests), strict=True):
+            values = log_probs.tolist()
+            drawn = [sample_commands(log_probs, request.rng, temperature=self.temperature)[0] for _ in range(n)]
+            out.append([Answer(request.admissible_commands[i], values[i]) for i in drawn])
+        return out
+
+    def _begin(self, request: Request) -> list[_Draft]:
+        writer = self.rows.read(request)
+        if self.responder.mode != "generate":
+            writer.say(self.lm.prompt.reason_open)
+        return [_Draft(request, request.row, list(writer.ids), len(writer.ids))]
+
+    def _write(self, groups: list[list[_Draft]], n: int) -> None:
+        """Write free text in all drafts at once; each group's one draft becomes ``n``."""
+        stop = self.responder.stop_tokens()
+        decoder = self.rows.decoder
+        heads = [group[0] for group in groups]
+        first = decoder.extend([Extension(d.row, d.ids) for d in heads])
+        states = [hidden[0] for hidden in first]
+        for group in groups:
+            head = group[0]
+            for i in range(1, n):
+                group.append(_Draft(head.request, (head.request.row, i), list(head.ids), head.start))
+            decoder.fork(head.row, [draft.row for draft in group[1:]])
+        active = [draft for group in groups for draft in group]
+        hidden = torch.stack([state for state, group in zip(states, groups, strict=True) for _ in group])  # (b, H)
+        keeps_stop = self.responder.mode == "generate"
+        for step in range(self.responder.max_new_tokens):
+            logits = self.lm.logits(hidden)  # (b, V)
+            drawn, log_probs = sample_tokens(logits, [d.request.rng for d in active], temperature=self.temperature)
+            ends = stop[torch.tensor(drawn, device=stop.device)].tolist()
+            if any(ends) and not keeps_stop:
+                # To end a reason is one choice, whichever of its tokens was drawn.
+                mass = logits.masked_fill(~stop, -torch.inf).logsumexp(-1) - logits.logsumexp(-1)
+                log_probs = [m if e else p for m, e, p in zip(mass.tolist(), ends, log_probs, strict=True)]
+            going = []
+            for draft, token, log_prob, end in zip(active, drawn, log_probs, ends, strict=True):
+                draft.log_prob += log_prob
+                draft.stopped = end
+                if not end or keeps_stop:
+                    draft.ids.append(token)
+                if not end:
+                    going.append(draft)
+            active = going
+            # Drafts that are done are out of the batch at once; the last token of the others is read with what follows.
+            if not active or step + 1 == self.responder.max_new_tokens:
+                break
+            hidden = torch.stack([h[0] for h in decoder.extend([Extension(d.row, d.ids) for d in active])])
+
+    def _finish_with_command(self, drafts: Sequence[_Draft]) -> None:
+        """Close each reason and choose a command behind it."""
+        extensions, tries = [], []
+        for draft in drafts:
+            draft.free_end = len(draft.ids)
+            draft.ids += self.lm.prompt.reason_close
+            draft.command_start = len(draft.ids)
+            trie = self.responder.trie(tuple(draft.request.admissible_commands))
+            tries.append(trie)
+            extensions.append(Extension(draft.row, draft.ids, trie.tokens, trie.parents))
+        hidden = self.rows.decoder.extend(extensions)
+        starts = np.cumsum([0, *(len(h) for h in hidden)])[:-1].tolist()
+        for draft, log_probs in zip(drafts, command_log_probs(self.lm, torch.cat(hidden), starts, tries), strict=True):
+            (chosen,) = sample_commands(log_probs, draft.request.rng, temperature=self.temperature)
+            draft.command = draft.request.admissible_commands[chosen]
+            draft.log_prob += float(log_probs[chosen])
+
+    def _count(self, draft: _Draft) -> None:
+        self.counts["responses"] += 1
+        self.counts["cut"] += not draft.stopped
+        if self.responder.mode == "generate":
+            _, _, command, well_formed = self.lm.prompt.read(draft.ids[draft.start :])
+            self.counts["malformed"] += not well_formed
+            self.counts["inadmissible"] += command not in draft.request.admissible_commands
+
+
+@dataclass(slots=True)
+class _Draft:
+    """A response that is being written.
+
+    Attributes:
+        request: what it answers.
+        row: its row in the decoder.
+        ids: the transcript and what was written so far.
+        start: where the free text begins.
     """
 
-    def __init__(
-        self, policy: PolicyActor, prm: LanguageModel, adapter: str, head: torch.nn.Module, n_rows: int, n: int
-    ) -> None:
-        """Make an actor.
+    request: Request
+    row: Hashable
+    ids: list[int]
+    start: int
+    log_prob: float = 0.0
+    stopped: bool = False
+    free_end: int = 0
+    command_start: int = 0
+    command: str = ""
 
-        Args:
-            policy: where the candidates come from.
-            prm: the language model of the process reward model (the same base object where it is shared).
-            adapter: the process reward model's adapter.
-            head: maps hidden states to a scalar logit.
-            n_rows: how many episodes run at once.
-            n: candidates a turn.
-        """
-        self.policy, self.prm, self.adapter, self.head, self.n = policy, prm, adapter, head, n
-        self._rows = _Rows(TranscriptDecoder(prm, n_rows))
-
-    def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
-        """See :class:`Actor`."""
-        self.policy.start(row, task, history)
-        self._rows.start(row, task, history)
-
-    def executed(self, row: int, command: str) -> None:
-        """See :class:`Actor`."""
-        self.policy.executed(row, command)
-        self._rows.pending[row] = self.prm.prompt.response_ids(command)
-
-    def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """See :class:`Actor`."""
-        all_log_probs = self.policy.log_probs(requests)
-        drawn: list[list[int]] = []
-        extensions = []
-        ends: list[list[int]] = []
-        for request, log_probs in zip(requests, all_log_probs, strict=True):
-            draws = [
-                sample_commands(log_probs, request.rng, temperature=self.policy.temperature)[0] for _ in range(self.n)
-            ]
-            distinct = list(dict.fromkeys(draws))
-            tokens: list[int] = []
-            parents: list[int] = []
-            last: list[int] = []
-            for i in distinct:
-                ids = self.prm.prompt.response_ids(request.admissible_commands[i])
-                ids = ids + self.prm.prompt.judge_ids(request.task)
-                parents += [-1, *range(len(tokens), len(tokens) + len(ids) - 1)]
-                tokens += ids
-                last.append(len(tokens) - 1)
-            drawn.append(distinct)
-            ends.append(last)
-            extensions.append(Extension(request.row, self._rows.prompt(request), tokens, parents))
-        with torch.no_grad(), self.prm.active(self.adapter):
-            hidden = self._rows.decoder.extend(extensions)
-        answers = []
-        for request, log_probs, distinct, last, states in zip(
-            requests, all_log_probs, drawn, ends, hidden, strict=True
-        ):
-            with torch.no_grad():
-                scores = torch.sigmoid(self.head(states[torch.tensor(last) + 1])).flatten().tolist()
-            values = log_probs.tolist()
-            best = int(np.argmax(scores))
-            candidates = [
-                _candidate(request.admissible_commands[i], s, values[i]) for i, s in zip(distinct, scores, strict=True)
-            ]
-            answers.append(Answer(request.admissible_commands[distinct[best]], values[distinct[best]], candidates))
-        return answers
+    def answer(self, lm: LanguageModel) -> Answer:
+        prompt = lm.prompt
+        if not self.command_start:
+            ids = self.ids[self.start :]
+            text, reason, command, _ = prompt.read(ids)
+            tokens = prompt.generated(ids, stopped=self.stopped)
+            return Answer(command, self.log_prob, None, text, reason, tokens)
+        written = self.ids[self.start : self.free_end]
+        reason = str(lm.tokenizer.decode(written, skip_special_tokens=True)).strip()
+        tokens = prompt.with_reason(written, self.command, stopped=self.stopped)
+        return Answer(self.command, self.log_prob, None, prompt.response_text(reason, self.command), reason, tokens)
 
 
-def _candidate(command: str, score: float | None, log_prob: float) -> dict[str, Any]:
-    return {"command": command, "response": command, "score": score, "log_prob": log_prob}
+def candidate_row(command: str, score: float | None, log_prob: float | None, response: str = "") -> dict[str, Any]:
+    """A weighed command as it stands in ``Turn.candidates``."""
+    return {"command": command, "response": response or command, "score": score, "log_prob": log_prob}

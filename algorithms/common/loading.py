@@ -9,9 +9,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.rewards.prm import load_prm
 from agentprm_gym.saving import read_save
-from algorithms.common.actors import Actor, BestOfNActor
+from algorithms.common.actors import Actor
 from algorithms.common.base import LLMAlgorithm
 from algorithms.common.policy import LLMPolicy
+from algorithms.common.search import BestOfNActor
 
 
 def check_model(model: str) -> None:
@@ -75,4 +76,4 @@ def load_actor(model: str, venv: VecEnv, *, best_of: int = 1, temperature: float
     if best_of == 1:
         return actor
     prm = load_prm(model, policy.lm)
-    return BestOfNActor(actor, prm.lm, prm.adapter, prm.head, venv.num_envs, best_of)
+    return BestOfNActor(actor, prm, venv.num_envs, best_of)

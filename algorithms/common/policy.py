@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.models import AdapterMismatchError, LanguageModel
-from agentprm_gym.llm.scoring import TrieCache
+from agentprm_gym.llm.scoring import Responder
 from agentprm_gym.saving import SavedModel, check_base
 from algorithms.common.actors import PolicyActor, Request
 
@@ -27,10 +27,11 @@ Transcript = list[Turn]
 
 
 class LLMPolicy(BasePolicy):
-    """Reads a transcript, answers with an admissible command.
+    """Reads a transcript, answers with a command, perhaps with a reason before it.
 
-    The command is sampled from the *constrained* distribution: token by token, among the tokens that continue at least
-    one admissible command. ``state_dict`` holds the adapter only; the base model is rebuilt from its name.
+    There are three ways to act, ``action_mode`` (see :mod:`agentprm_gym.llm.scoring`): ``"constrained"`` samples the command
+    token by token among the admissible ones, ``"score"`` by the log-probabilities of whole commands, and ``"generate"``
+    writes freely. ``state_dict`` holds the adapter only; the base model is rebuilt from its name.
     """
 
     def __init__(
@@ -44,6 +45,13 @@ class LLMPolicy(BasePolicy):
         dtype: str = "auto",
         attn_implementation: str = "sdpa",
         trust_remote_code: bool = False,
+        quantization: str | None = None,
+        max_context: int | None = None,
+        action_mode: str = "constrained",
+        reason: bool = False,
+        max_new_tokens: int = 64,
+        score_normalization: str = "sum",
+        cache_tokens: int | None = None,
         temperature: float = 1.0,
         device: str | torch.device = "cpu",
         base: LanguageModel | None = None,
@@ -56,10 +64,18 @@ class LLMPolicy(BasePolicy):
             lr_schedule: unused; SB3 passes it.
             model: bundled alias, path or hub id of the base model.
             lora: keyword arguments of ``peft.LoraConfig``.
-            template: prompt template, by default what suits the model.
+            template: prompt template: ``"compact"``, ``"full"``, ``"react"``, or a ``.jinja`` file; by default what suits the
+                model.
             dtype: of the base's weights.
             attn_implementation: ``"sdpa"`` or ``"eager"``.
             trust_remote_code: run code from the model's repository.
+            quantization: ``"4bit"`` loads the base in 4 bits.
+            max_context: use no more than so many tokens of context; longer transcripts are shortened.
+            action_mode: ``"constrained"``, ``"generate"`` or ``"score"``.
+            reason: write a reason before the command, and keep reasons in the transcript.
+            max_new_tokens: longest free text: a reason, or a whole response with ``"generate"``.
+            score_normalization: with ``"score"``: ``"sum"``, or per ``"token"`` or ``"word"``.
+            cache_tokens: budget of the key-value cache while acting, in tokens over all episodes.
             temperature: at which commands are sampled; ``deterministic=True`` takes the most likely one.
             device: torch device.
             base: a loaded model to share in place of loading one.
@@ -83,9 +99,13 @@ class LLMPolicy(BasePolicy):
             dtype=dtype,
             attn_implementation=attn_implementation,
             template=template,
+            reasons=reason,
+            max_context=max_context,
+            quantization=quantization,
             trust_remote_code=trust_remote_code,
         )
-        self.tries = TrieCache(self.lm.prompt)
+        self.responder = Responder(self.lm, action_mode, score_normalization, max_new_tokens)
+        self.cache_tokens = cache_tokens
         self.lm.add_adapter(POLICY, lora)
         self.rng = np.random.default_rng(0)
 
@@ -122,7 +142,14 @@ class LLMPolicy(BasePolicy):
     def actor(self, n_rows: int, *, temperature: float | None = None, n_candidates: int = 1) -> PolicyActor:
         """An actor with caches for ``n_rows`` running episodes."""
         chosen = self.temperature if temperature is None else temperature
-        return PolicyActor(self.lm, POLICY, n_rows, temperature=chosen, n_candidates=n_candidates, tries=self.tries)
+        return PolicyActor(
+            self.responder,
+            POLICY,
+            n_rows,
+            temperature=chosen,
+            n_candidates=n_candidates,
+            cache_tokens=self.cache_tokens,
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Not used: acting goes through :meth:`predict` and actors, training through ``episode_log_probs``."""
@@ -179,11 +206,5 @@ class LLMPolicy(BasePolicy):
         commands_out = np.full(n, "", dtype=object)
         for i, (request, answer) in enumerate(zip(requests, actor.answer(requests), strict=True)):
             commands_out[i] = answer.command
-            turn = Turn(
-                feedback=request.feedback,
-                admissible_commands=request.admissible_commands,
-                command=answer.command,
-                response=answer.command,
-            )
-            new_state.append([*histories[i], turn])
+            new_state.append([*histories[i], answer.turn(request)])
         return (commands_out[0] if single else commands_out), new_state

@@ -6,12 +6,14 @@ environment that finishes takes the next task at once; one without a next task i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from stable_baselines3.common.vec_env import VecEnv
+from tqdm.auto import tqdm
 
 from agentprm_gym.episodes import Episode, Turn
 from algorithms.common.actors import Actor, Answer, Request
@@ -75,6 +77,7 @@ def collect(
     snapshots: bool = False,
     on_step: OnStep | None = None,
     on_episode: Callable[[Episode], None] | None = None,
+    progress_bar: bool = False,
 ) -> list[Rollout] | None:
     """Play every task once.
 
@@ -86,83 +89,134 @@ def collect(
         snapshots: keep the state before each turn.
         on_step: called after every vector step.
         on_episode: called with each finished episode.
+        progress_bar: show one, with the success rate so far.
 
     Returns:
         The rollouts in the order of the tasks, or ``None`` if ``on_step`` ended the collection.
     """
     out: list[Rollout | None] = [None] * len(tasks)
-    running: dict[int, _Running] = {}
-    n_next = 0
-    report = on_episode or (lambda _: None)
+    stopped = False
 
-    def begin(row: int) -> None:
-        nonlocal n_next
+    def watched(names: dict[str, Any]) -> bool:
+        nonlocal stopped
+        stopped = on_step is not None and not on_step(names)
+        return not stopped
+
+    wins = done = 0
+    with tqdm(total=len(tasks), unit="episode", disable=not progress_bar) as bar:
+        for index, rollout in stream(actor, venv, tasks, policy_name=policy_name, snapshots=snapshots, on_step=watched):
+            out[index] = rollout
+            done, wins = done + 1, wins + rollout.episode.success
+            if on_episode is not None:
+                on_episode(rollout.episode)
+            bar.set_postfix(success=f"{wins / done:.3f}", refresh=False)
+            bar.update()
+    return None if stopped else [rollout for rollout in out if rollout is not None]
+
+
+def stream(
+    actor: Actor,
+    venv: VecEnv,
+    tasks: Iterable[RolloutTask],
+    *,
+    policy_name: str = "",
+    snapshots: bool = False,
+    on_step: OnStep | None = None,
+) -> Iterator[tuple[int, Rollout]]:
+    """Play tasks and yield each episode as it finishes; arguments as for :func:`collect`.
+
+    Tasks are drawn one by one as environments become free, so they may come from an endless generator.
+
+    Yields:
+        The task's number and its rollout, in the order in which they finish.
+    """
+    running: dict[int, _Running] = {}
+    queue = enumerate(tasks)
+
+    def begin(row: int) -> bool:
         running.pop(row, None)
-        if n_next == len(tasks):
-            return
-        task = tasks[n_next]
+        index, task = next(queue, (None, None))
+        if index is None or task is None:
+            return False
         observation, info = venv.env_method("reset", options=dict(task.options), indices=[row])[0]
         rng = np.random.default_rng(list(task.seed))
-        running[row] = _Running(n_next, task, rng, list(task.history), [], info, observation)
+        running[row] = _Running(index, task, rng, list(task.history), [], info, observation)
         actor.start(row, str(observation["task"]), task.history)
-        n_next += 1
+        return True
 
-    if len(tasks) < venv.num_envs:
-        venv.reset()  # environments without a task are stepped along with the others
     for row in range(venv.num_envs):
-        begin(row)
+        if not begin(row):
+            # Environments without a task are stepped along with the others.
+            for idle in range(row, venv.num_envs):
+                venv.env_method("reset", indices=[idle])
+            break
     while running:
         rows = sorted(running)
-        requests = [_request(row, running[row]) for row in rows]
         if snapshots:
             for row, state in zip(rows, venv.env_method("snapshot", indices=rows), strict=True):
                 running[row].snapshots.append(state)
-        actions = np.full(venv.num_envs, "", dtype=object)
-        for request, answer in zip(requests, actor.answer(requests), strict=True):
-            turn = _turn(running[request.row], request, answer)
-            running[request.row].turns.append(turn)
-            actor.executed(request.row, turn.command)
-            actions[request.row] = turn.command
+        actions = _act(actor, venv, running)
         new_obs, rewards, dones, infos = venv.step(actions)
         assert isinstance(new_obs, dict)
+        finished = []
         for row in rows:
             run = running[row]
-            info = infos[row]
-            run.turns[-1].reward = float(info.get("reward/env", rewards[row]))
-            run.turns[-1].is_admissible = bool(info.get("is_admissible", True))
-            cut = run.task.max_turns is not None and len(run.turns) >= run.task.max_turns
-            if dones[row] or cut:
-                truncated = bool(info.get("TimeLimit.truncated", False)) or not dones[row]
-                episode = _episode(run, info, policy_name, truncated=truncated)
-                out[run.index] = Rollout(episode, run.snapshots, len(run.task.history))
-                report(episode)
-                begin(row)
-            else:
+            rollout = _stepped(run, float(rewards[row]), bool(dones[row]), infos[row], policy_name)
+            if rollout is None:
                 run.observation = {key: value[row] for key, value in new_obs.items()}
+            else:
+                finished.append((run.index, rollout))
+                begin(row)
+        yield from finished
         if on_step is not None and not on_step(
             {"actions": actions, "new_obs": new_obs, "rewards": rewards, "dones": dones, "infos": infos}
         ):
-            return None
-    return [rollout for rollout in out if rollout is not None]
+            return
 
 
-def _request(row: int, run: _Running) -> Request:
+def _act(actor: Actor, venv: VecEnv, running: Mapping[int, _Running]) -> npt.NDArray[np.object_]:
+    """Let the actor answer all running episodes; environments without one get the empty string."""
+    looks_ahead = venv if getattr(actor, "needs_look_ahead", False) else None
+    requests = [_request(row, run, looks_ahead) for row, run in sorted(running.items())]
+    actions = np.full(venv.num_envs, "", dtype=object)  # (n_envs,)
+    for request, answer in zip(requests, actor.answer(requests), strict=True):
+        turn = _turn(running[request.row], request, answer)
+        running[request.row].turns.append(turn)
+        actor.executed(request.row, turn)
+        actions[request.row] = turn.command
+    return actions
+
+
+def _stepped(run: _Running, reward: float, done: bool, info: dict[str, Any], policy_name: str) -> Rollout | None:
+    """Write down what a step brought; returns the rollout where it ended the episode."""
+    turn = run.turns[-1]
+    turn.reward = float(info.get("reward/env", reward))
+    turn.is_admissible = bool(info.get("is_admissible", turn.is_admissible))
+    cut = run.task.max_turns is not None and len(run.turns) >= run.task.max_turns
+    if not (done or cut):
+        return None
+    truncated = bool(info.get("TimeLimit.truncated", False)) or not done
+    return Rollout(_episode(run, info, policy_name, truncated=truncated), run.snapshots, len(run.task.history))
+
+
+def _request(row: int, run: _Running, looks_ahead: VecEnv | None) -> Request:
     task, feedback, commands = (str(run.observation[key]) for key in ("task", "feedback", "admissible_commands"))
-    return Request(row, task, feedback, commands.split("\n"), run.rng)
+    look = None
+    if looks_ahead is not None:
+        venv = looks_ahead
+
+        def look(sequences: Sequence[Sequence[str]]) -> list[tuple[str, tuple[str, ...], bool]]:
+            (seen,) = venv.env_method("look_ahead", sequences, indices=[row])
+            return list(seen)
+
+    return Request(row, task, feedback, tuple(commands.split("\n")), run.rng, look)
 
 
 def _turn(run: _Running, request: Request, answer: Answer) -> Turn:
     """The turn that is about to be played: the actor's, or the first one that the task asks for."""
-    command, candidates = answer.command, answer.candidates
     if run.task.first_command is not None and len(run.turns) == len(run.task.history):
-        command, candidates = run.task.first_command, None
-    return Turn(
-        feedback=request.feedback,
-        admissible_commands=request.admissible_commands,
-        command=command,
-        response=command,
-        candidates=candidates,
-    )
+        answer = Answer(run.task.first_command, float("nan"))
+    return answer.turn(request)
 
 
 def _episode(run: _Running, info: dict[str, Any], policy_name: str, *, truncated: bool) -> Episode:

@@ -1,8 +1,9 @@
 """SFT: behaviour cloning of demonstrations, where every other algorithm starts.
 
 The loss is the negative log-probability of the demonstrated command under the *constrained* distribution, the one the
-policy acts with: capacity is not spent on learning which commands exist, since the environment says so. With
-``loss="tokens"`` it is the ordinary next-token loss on the response, for policies that will generate freely.
+policy acts with: capacity is not spent on learning which commands exist, since the environment says so. Reasons are learnt
+with them where the policy gives reasons (``policy_kwargs={"reason": True}``), token by token. With ``loss="tokens"`` it is the
+ordinary next-token loss on the whole response.
 
 One timestep is one demonstrated turn trained on, so ``learn(total_timesteps)`` passes over the demonstrations
 ``total_timesteps / n_turns`` times; no environment is stepped.
@@ -23,7 +24,7 @@ from torch.nn import functional
 
 from agentprm_gym.episodes import Episode, read_episodes
 from agentprm_gym.llm.packing import TokenTree, pack
-from agentprm_gym.llm.scoring import encode_turns, episode_log_probs
+from agentprm_gym.llm.scoring import score_turns
 from algorithms.common.base import LLMAlgorithm
 from algorithms.common.policy import POLICY
 
@@ -82,19 +83,19 @@ class SFT(LLMAlgorithm):
     def loss_sum(self, batch: Sequence[Episode]) -> torch.Tensor:
         """Summed negative log-probability of the batch's commands, a scalar; the policy's adapter must be active."""
         if self.loss == "constrained":
-            log_probs = episode_log_probs(self.lm, self.policy.tries, batch)
-            picked = [
-                row[turn.admissible_commands.index(turn.command)]
-                for episode, rows in zip(batch, log_probs, strict=True)
-                for turn, row in zip(episode.turns, rows, strict=True)
-                if turn.command in turn.admissible_commands
-            ]
+            picked = []
+            for episode, scores in zip(batch, score_turns(self.policy.responder, batch), strict=True):
+                for turn, score in zip(episode.turns, scores, strict=True):
+                    if len(score.free):
+                        picked.append(score.free.sum())
+                    if score.commands is not None and turn.command in turn.admissible_commands:
+                        picked.append(score.commands[turn.admissible_commands.index(turn.command)])
             return -torch.stack(picked).sum()
-        encoded = [encode_turns(self.lm.prompt, e.task, e.turns) for e in batch]
-        packed = pack([TokenTree(e.ids) for e in encoded], int(self.lm.tokenizer.pad_token_id), self.lm.device)
+        passages = [p for e in batch for p in self.policy.responder.encode(e.task, e.turns)]
+        packed = pack([TokenTree(p.ids) for p in passages], int(self.lm.tokenizer.pad_token_id), self.lm.device)
         action_mask = torch.zeros_like(packed.ids, dtype=torch.bool)  # (B, L), true at response tokens
-        for row, e in enumerate(encoded):
-            for start, end in zip(e.prompt_end, e.response_end, strict=True):
+        for row, p in enumerate(passages):
+            for start, end in zip(p.prompt_end, p.response_end, strict=True):
                 action_mask[row, start + 1 : end + 1] = True
         keep = action_mask[:, 1:]
         hidden = self.lm.hidden(packed)[:, :-1][keep]  # (N, H)

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agentprm_gym.llm.prompts import PromptFormat
-from agentprm_gym.llm.scoring import encode_turns
+from agentprm_gym.llm.transcripts import encode_turns
 from agentprm_gym.llm.tiny.corpus import corpus
 from agentprm_gym.llm.tiny.tokenizer import build_tokenizer, embedding_parts
 
@@ -75,7 +75,7 @@ def build_model(vocab_size: int, bos: int, eos: int, pad: int) -> LlamaForCausal
 def encoded_stream(seed: int, prompt: PromptFormat) -> Iterator[tuple[list[int], list[float]]]:
     """Token ids and loss weights of corpus episodes."""
     for episode in corpus(seed):
-        encoded = encode_turns(prompt, episode.task, episode.turns)
+        (encoded,) = encode_turns(prompt, episode.task, episode.turns)
         weights = [OBSERVATION_WEIGHT] * len(encoded.ids)
         for start, end in zip(encoded.prompt_end, encoded.response_end, strict=True):
             weights[start + 1 : end + 1] = [1.0] * (end - start)
