@@ -181,7 +181,7 @@ def test_a_saved_prm_is_a_process_reward_of_the_environment(saved: Path) -> None
 
 
 def test_best_of_n_executes_what_the_prm_likes_best(agent: Any, saved: Path, household: VecEnv) -> None:
-    for actor in (agent.best_of_n(4, 6), load_actor(str(saved), household, best_of=6)):
+    for actor in (agent.best_of_n(4, 6), load_actor(str(saved), household, search="best-of-n", n=6)):
         played = evaluate(actor, household, games=range(3))
         n_choices = 0
         for e in played:
@@ -206,7 +206,7 @@ def test_a_save_without_a_prm_says_so(learner: str, saved: Path, stranger: str, 
     toy = make_toy()
     make_model(SFT, learner, toy).save(tmp_path / "sft")
     with pytest.raises(ValueError, match="no process reward model"):
-        load_actor(str(tmp_path / "sft.zip"), toy, best_of=4)
+        load_actor(str(tmp_path / "sft.zip"), toy, search="best-of-n", n=4)
     with pytest.raises(AdapterMismatchError, match="base model"):
         load_prm(saved, LanguageModel.load(stranger))
 

@@ -108,6 +108,12 @@ def env_kwargs(args: argparse.Namespace, **override: Any) -> dict[str, Any]:
     return {"split": args.split, "games": args.games, "task_types": args.task_types, **override}
 
 
+def policy_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    """The policy's keyword arguments that the options about acting ask for; what was not said is left as it was saved."""
+    wanted = {"action_mode": args.action_mode, "reason": args.reason or None, "template": args.template}
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
 # ---------------------------------------------------------------------- progress
 @contextmanager
 def progress(console: Console) -> Iterator[Progress]:

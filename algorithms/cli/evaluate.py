@@ -22,9 +22,6 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("model", help="a saved model (.zip), or a base model: tiny, a folder, a hub id")
     parser.add_argument(
-        "--best-of", type=common.positive, default=1, metavar="N", help="draw N commands, let the saved PRM choose"
-    )
-    parser.add_argument(
         "--temperature", type=float, default=1.0, metavar="T", help="of sampling; 0 takes the likeliest command"
     )
     parser.add_argument("--engine", default="native", choices=("native", "textworld"), help="what runs the games")
@@ -32,6 +29,24 @@ def add_parser(verbs: Any) -> None:
         "--max-games", type=common.positive, metavar="N", help="only the first so many games (default: all)"
     )
     parser.add_argument("--max-steps", type=common.positive, default=30, metavar="N", help="step limit of an episode")
+    acting = parser.add_argument_group("acting")
+    acting.add_argument(
+        "--action-mode", choices=("constrained", "generate", "score"), help="how it answers (default: as it was saved)"
+    )
+    acting.add_argument("--reason", action="store_true", help="write a reason before each command")
+    acting.add_argument("--template", metavar="NAME", help="prompt template: compact, full, react, or a .jinja file")
+    acting.add_argument(
+        "--search",
+        choices=("none", "best-of-n", "vote", "prm-greedy", "look-ahead"),
+        help="how a turn's command is found: drawn (none), the PRM's favourite of N draws (best-of-n) or of all admissible "
+        "commands (prm-greedy), the one drawn most often (vote), or tried in the true game first (look-ahead: privileged)",
+    )
+    acting.add_argument(
+        "--best-of", type=common.positive, metavar="N", help="short for --search best-of-n --n N; 1: no search"
+    )
+    acting.add_argument("--n", type=common.positive, default=8, metavar="N", help="draws a turn; breadth of look-ahead")
+    acting.add_argument("--depth", type=common.positive, default=1, metavar="K", help="steps to look ahead")
+    acting.add_argument("--prm", metavar="ZIP", help="save with the process reward model (default: the policy's own)")
     common.add_game_options(parser, "valid_seen")
     common.add_run_options(parser, "runs/eval")
     parser.set_defaults(run=run)
@@ -51,7 +66,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     n_games = int(venv.get_attr("n_games", indices=[0])[0])
     games = range(min(args.max_games or n_games, n_games))
-    actor = load_actor(args.model, venv, best_of=args.best_of, temperature=args.temperature, device=args.device)
+    actor = load_actor(
+        args.model,
+        venv,
+        search=_search(args),
+        n=args.best_of or args.n,
+        depth=args.depth,
+        prm=args.prm,
+        temperature=args.temperature,
+        device=args.device,
+        **common.policy_kwargs(args),
+    )
     label = f"playing {len(games)} games of {args.split}"
     with common.progress(console) as bars, common.stage(bars, label, len(games)) as done:
         episodes = evaluate(
@@ -78,3 +103,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     console.print(f"episodes and result in [bold]{args.out}[/]")
     return 0
+
+
+def _search(args: argparse.Namespace) -> str:
+    """The search that the options ask for.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    if args.best_of is None:
+        return args.search or "none"
+    if args.search not in (None, "best-of-n"):
+        raise ValueError(f"--best-of is short for --search best-of-n; leave it out, or --search {args.search}")
+    return "best-of-n" if args.best_of > 1 else "none"

@@ -225,7 +225,9 @@ def _load(args: argparse.Namespace, console: Console) -> Actor:
     best_of = args.best_of or (BEST_OF if has_prm else 1)
     with console.status("loading the model"):
         if best_of > 1:
-            actor = load_actor(args.policy, venv, best_of=best_of, temperature=args.temperature, device=args.device)
+            actor = load_actor(
+                args.policy, venv, search="best-of-n", n=best_of, temperature=args.temperature, device=args.device
+            )
         else:
             policy = load_policy(args.policy, venv, args.device)
             actor = policy.actor(1, temperature=args.temperature, n_candidates=SHOWN)

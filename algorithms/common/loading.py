@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
@@ -12,7 +13,10 @@ from agentprm_gym.saving import read_save
 from algorithms.common.actors import Actor
 from algorithms.common.base import LLMAlgorithm
 from algorithms.common.policy import LLMPolicy
-from algorithms.common.search import BestOfNActor
+from algorithms.common.search import BestOfNActor, LookAheadActor, PRMGreedyActor, VoteActor
+
+#: How a turn's command is found: drawn from the policy, or searched for.
+SEARCHES = ("none", "best-of-n", "vote", "prm-greedy", "look-ahead")
 
 
 def check_model(model: str) -> None:
@@ -32,13 +36,14 @@ def _is_save(model: str) -> bool:
     return model.endswith(".zip") or Path(model).is_file() or Path(model + ".zip").is_file()
 
 
-def load_policy(model: str, venv: VecEnv, device: str = "auto") -> LLMPolicy:
+def load_policy(model: str, venv: VecEnv, device: str = "auto", **policy_kwargs: Any) -> LLMPolicy:
     """The policy of a saved algorithm, or a base model as it is.
 
     Args:
         model: a zip, or an alias, folder or hub id of a base model.
         venv: environments, for their spaces.
         device: torch device.
+        policy_kwargs: of :class:`LLMPolicy`; for a zip they override what was saved.
 
     Raises:
         FileNotFoundError: if there is no such zip.
@@ -46,34 +51,54 @@ def load_policy(model: str, venv: VecEnv, device: str = "auto") -> LLMPolicy:
     """
     if not _is_save(model):
         LLMAlgorithm.check_policy_name(model)
-        return LLMPolicy(venv.observation_space, venv.action_space, model=model, device=get_device(device))
+        kwargs = {"model": model, **policy_kwargs}
+        return LLMPolicy(venv.observation_space, venv.action_space, device=get_device(device), **kwargs)
     saved = read_save(model)
-    policy = LLMPolicy(
-        venv.observation_space,
-        venv.action_space,
-        device=get_device(device),
-        **saved.manifest["data"]["policy_kwargs"],
-    )
+    kwargs = {**saved.manifest["data"]["policy_kwargs"], **policy_kwargs}
+    policy = LLMPolicy(venv.observation_space, venv.action_space, device=get_device(device), **kwargs)
     policy.load_saved(saved, model)
     return policy
 
 
-def load_actor(model: str, venv: VecEnv, *, best_of: int = 1, temperature: float = 1.0, device: str = "auto") -> Actor:
+def load_actor(
+    model: str,
+    venv: VecEnv,
+    *,
+    search: str = "none",
+    n: int = 8,
+    depth: int = 1,
+    prm: str | None = None,
+    temperature: float = 1.0,
+    device: str = "auto",
+    **policy_kwargs: Any,
+) -> Actor:
     """An actor with a row for each environment.
 
     Args:
         model: see :func:`load_policy`.
         venv: environments.
-        best_of: with N > 1, draw N commands and let the save's process reward model choose.
+        search: how a turn's command is found, one of :data:`SEARCHES` (see :mod:`algorithms.common.search`).
+        n: draws a turn with ``"best-of-n"`` and ``"vote"``, breadth with ``"look-ahead"``.
+        depth: steps to look ahead.
+        prm: a zip with the process reward model; by default the one in ``model``.
         temperature: of sampling.
         device: torch device.
+        policy_kwargs: of :class:`LLMPolicy`.
 
     Raises:
-        ValueError: if ``best_of`` asks for a process reward model that the save does not hold.
+        ValueError: for an unknown search, or one that needs a process reward model where there is none.
     """
-    policy = load_policy(model, venv, device)
+    if search not in SEARCHES:
+        raise ValueError(f"unknown search {search!r}: choose from {', '.join(SEARCHES)}")
+    policy = load_policy(model, venv, device, **policy_kwargs)
     actor = policy.actor(venv.num_envs, temperature=temperature)
-    if best_of == 1:
+    if search == "none":
         return actor
-    prm = load_prm(model, policy.lm)
-    return BestOfNActor(actor, prm, venv.num_envs, best_of)
+    if search == "vote":
+        return VoteActor(actor, n)
+    judge = load_prm(prm or model, policy.lm)
+    if search == "prm-greedy":
+        return PRMGreedyActor(judge, venv.num_envs, policy.cache_tokens)
+    if search == "look-ahead":
+        return LookAheadActor(judge, venv.num_envs, depth=depth, breadth=n, cache_tokens=policy.cache_tokens)
+    return BestOfNActor(actor, judge, venv.num_envs, n, policy.cache_tokens)

@@ -12,7 +12,7 @@ All of them wrap a policy, a process reward model, or both, and leave what they 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,6 +23,9 @@ from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.rewards.prm import ProcessRewardModel
 from algorithms.common.actors import Answer, PolicyActor, Request, TranscriptRows, candidate_row
+
+#: Tokens after which a tree of look-ahead is evaluated before it grows on.
+_MAX_TREE = 1024
 
 
 @dataclass(slots=True)
@@ -306,32 +309,55 @@ class LookAheadActor(_WithPRM):
     ) -> list[tuple[tuple[str, ...], float, list[tuple[str, float]]]]:
         """Try command sequences: value of each, and the commands that could come next with their Q."""
         assert request.look_ahead is not None
-        prompt = self.prm_rows.prm.lm.prompt
-        tree = _Tree()
-        ends: list[int] = []
-        spans: list[tuple[int, tuple[str, ...]]] = []
-        seen = request.look_ahead([sequence[:n] for sequence in sequences for n in range(1, len(sequence) + 1)])
-        frames = iter(seen)
+        frames = iter(request.look_ahead([sequence[:n] for sequence in sequences for n in range(1, len(sequence) + 1)]))
         out: list[tuple[tuple[str, ...], float, list[tuple[str, float]]]] = []
-        judge = prompt.judge_ids(request.task)
+        tree = _Tree()
+        waiting: list[tuple[tuple[str, ...], tuple[str, ...], list[int]]] = []
         for sequence in sequences:
-            node, won = -1, False
-            options: tuple[str, ...] = ()
-            for command in sequence:
-                feedback, options, won = next(frames)
-                node = tree.add(prompt.response_ids(command), node)
-                if not won:
-                    node = tree.add(prompt.prompt_ids(request.task, feedback, options, False), node)
-            spans.append((-1 if won else len(ends), () if won else options))
-            if not won:
-                ends += [tree.add([*prompt.response_ids(c), *judge], node) for c in options]
-        (scores,) = self.prm_rows.score_nodes([request], [tree], [ends]) if ends else ([],)
-        for sequence, (first, following) in zip(sequences, spans, strict=True):
-            if first < 0:
+            following, ends = self._grow(request, tree, sequence, frames)
+            if following is None:
                 out.append((sequence, 1.0, []))
-            else:
-                q = scores[first : first + len(following)]
-                out.append((sequence, self.gamma * max(q, default=0.0), list(zip(following, q, strict=True))))
+                continue
+            waiting.append((sequence, following, ends))
+            # A tree costs the square of its size: a slice at a time.
+            if len(tree.tokens) > _MAX_TREE:
+                out += self._judge(request, tree, waiting)
+                tree, waiting = _Tree(), []
+        return out + self._judge(request, tree, waiting)
+
+    def _grow(
+        self,
+        request: Request,
+        tree: _Tree,
+        sequence: Sequence[str],
+        frames: Iterator[tuple[str, tuple[str, ...], bool]],
+    ) -> tuple[tuple[str, ...] | None, list[int]]:
+        """Hang a sequence, what the game said, and all that could come next below the transcript.
+
+        Returns:
+            The commands that could come next and where each is judged; ``None`` and nothing for a sequence that wins.
+        """
+        prompt, node = self.prm_rows.prm.lm.prompt, -1
+        options: tuple[str, ...] = ()
+        for command in sequence:
+            feedback, options, won = next(frames)
+            if won:
+                return None, []
+            node = tree.add(prompt.response_ids(command), node)
+            node = tree.add(prompt.prompt_ids(request.task, feedback, options, False), node)
+        judge = prompt.judge_ids(request.task)
+        return options, [tree.add([*prompt.response_ids(c), *judge], node) for c in options]
+
+    def _judge(
+        self, request: Request, tree: _Tree, waiting: Sequence[tuple[tuple[str, ...], tuple[str, ...], list[int]]]
+    ) -> list[tuple[tuple[str, ...], float, list[tuple[str, float]]]]:
+        ends = [end for *_, some in waiting for end in some]
+        (scores,) = self.prm_rows.score_nodes([request], [tree], [ends]) if ends else ([],)
+        values = iter(scores)
+        out = []
+        for sequence, following, some in waiting:
+            q = [next(values) for _ in some]
+            out.append((sequence, self.gamma * max(q, default=0.0), list(zip(following, q, strict=True))))
         return out
 
 

@@ -25,9 +25,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agentprm_gym.llm.prompts import PromptFormat
-from agentprm_gym.llm.transcripts import encode_turns
 from agentprm_gym.llm.tiny.corpus import corpus
 from agentprm_gym.llm.tiny.tokenizer import build_tokenizer, embedding_parts
+from agentprm_gym.llm.transcripts import encode_turns
 
 #: Entity types that games may name (ALFRED's object and receptacle classes), in lower case.
 TYPES_FILE = Path(__file__).parent / "types.json"
