@@ -41,6 +41,12 @@ class SavedModel:
     adapter_configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     heads: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
+    @property
+    def policy_kwargs(self) -> dict[str, Any]:
+        """The policy's settings. Whether code of a model's repository may run is not for a save to say."""
+        kwargs: dict[str, Any] = self.manifest["data"]["policy_kwargs"]
+        return {k: v for k, v in kwargs.items() if k != "trust_remote_code"}
+
 
 def zip_path(path: str | os.PathLike[str]) -> Path:
     """SB3's rule: ``.zip`` is added where a path has no suffix."""

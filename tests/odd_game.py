@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from agentprm_gym.games import Game, parse_game
@@ -40,22 +41,31 @@ _OBJECTS: dict[str, tuple[str | None, str, list[str], list[str]]] = {
         ["Shelf_bar__y", "Drawer_bar__1"],
         ["loc_bar_1"],
     ),
-    "Pan_bar__1": (  # holds itself, and a fork
+    "Pan_bar__1": (  # holds itself, and a fork, and what holds a pot that holds it
         "Pan",
         "pickupable cleanable coolable isReceptacleObject",
         ["SideTable_bar__1"],
         ["loc_bar_6"],
     ),
+    "Pot_bar__1": ("Pot", "pickupable isReceptacleObject", ["Cabinet_bar__1"], ["loc_bar_1"]),
+    "Bowl_bar__1": ("Bowl", "pickupable isReceptacleObject", ["Cabinet_bar__1"], ["loc_bar_1"]),
     "Fork_bar__1": ("Fork", "pickupable cleanable", ["SideTable_bar__1"], ["loc_bar_6"]),
     "Knife_bar__1": ("Knife", "pickupable cleanable", ["Drawer_bar__1"], ["loc_bar_3"]),  # elsewhere
     "ButterKnife_bar__1": ("ButterKnife", "pickupable", ["Cabinet_bar__1"], []),  # nowhere
     "Lamp_bar__1": (None, "pickupable", ["Shelf_bar__z"], ["loc_bar_1"]),  # of no type
-    "Bread_bar__1": ("Bread", "sliceable", [], ["loc_bar_2", "loc_bar_6"]),  # in two locations
+    "Bread_bar__1": ("Bread", "sliceable", [], ["loc_bar_2"]),  # in no receptacle
     "DeskLamp_bar__z": ("DeskLamp", "toggleable pickupable", ["SideTable_bar__1"], ["loc_bar_6"]),
     "DeskLamp_bar__y": ("DeskLamp", "toggleable", ["Cabinet_bar__1"], ["loc_bar_1"]),  # behind a door
     "FloorLamp_bar__1": ("FloorLamp", "toggleable", [], ["loc_bar_2"]),  # in no receptacle
 }
-_INSIDE = [("Pan_bar__1", "Pan_bar__1"), ("Fork_bar__1", "Pan_bar__1")]
+# Official games have the like: a thing in itself, things in each other.
+_INSIDE = [
+    ("Pan_bar__1", "Pan_bar__1"),
+    ("Fork_bar__1", "Pan_bar__1"),
+    ("Pan_bar__1", "Pot_bar__1"),
+    ("Bowl_bar__1", "Pan_bar__1"),
+    ("Pot_bar__1", "Bowl_bar__1"),
+]
 GOALS = {
     "pick_and_place_simple": ("Pan", "Shelf"),
     "look_at_obj_in_light": ("Apple", "DeskLamp"),
@@ -66,29 +76,44 @@ GOALS = {
 }
 
 
-def odd_data(task_type: str = "pick_and_place_simple", start: str = "loc_bar_0") -> dict[str, Any]:
-    """The official dictionary; `start` may be where receptacles are (`loc_bar_1` to `loc_bar_6`)."""
+def room_data(
+    receptacles: Mapping[str, tuple[str, str, str]],
+    objects: Mapping[str, tuple[str | None, str, list[str], list[str]]],
+    goal: str,
+    start: str = "loc_bar_0",
+    inside: Iterable[tuple[str, str]] = (),
+    unfit: Container[tuple[str, str]] = (),
+) -> dict[str, Any]:
+    """The official dictionary of a room made by hand.
+
+    Args:
+        receptacles: Type, location (`loc_bar_0` to `loc_bar_6`, or nowhere) and properties by id.
+        objects: Type, properties, receptacles and locations by id.
+        goal: The goal's formula.
+        start: Where the agent begins.
+        inside: Objects in objects, by id.
+        unfit: Types of a receptacle and an object that do not go together; all others do.
+    """
     declared = ["agent1 - agent", *(f"loc_bar_{i} - location" for i in range(7))]
     facts = [f"(atLocation agent1 {start})"]
-    types = sorted({kind for kind, _, _ in _RECEPTACLES.values()})
+    types = sorted({kind for kind, _, _ in receptacles.values()})
     declared += [f"{kind}Type - rtype" for kind in types]
-    for name, (kind, location, properties) in _RECEPTACLES.items():
+    for name, (kind, location, properties) in receptacles.items():
         declared.append(f"{name} - receptacle")
         facts.append(f"(receptacleType {name} {kind}Type)")
-        facts.append(f"(receptacleAtLocation {name} {location})")
+        facts += [f"(receptacleAtLocation {name} {location})"] if location else []
         facts += [f"({p} {name})" for p in properties.split()]
-    object_types = sorted({kind for kind, *_ in _OBJECTS.values() if kind})
+    object_types = sorted({kind for kind, *_ in objects.values() if kind})
     declared += [f"{kind}Type - otype" for kind in object_types]
-    facts += [f"(canContain {r}Type {o}Type)" for r in types for o in object_types]
-    for name, (object_kind, properties, holders, locations) in _OBJECTS.items():
+    facts += [f"(canContain {r}Type {o}Type)" for r in types for o in object_types if (r, o) not in unfit]
+    for name, (object_kind, properties, holders, locations) in objects.items():
         declared.append(f"{name} - object")
         facts += [f"(objectType {name} {object_kind}Type)"] if object_kind else []
         facts += [f"({p} {name})" for p in properties.split()]
         facts += [f"(inReceptacle {name} {r})" for r in holders]
         facts += [f"(objectAtLocation {name} {location})" for location in locations]
-    facts += [f"(inReceptacleObject {inner} {outer})" for inner, outer in _INSIDE]
+    facts += [f"(inReceptacleObject {inner} {outer})" for inner, outer in inside]
     domain, grammar = domain_and_grammar()
-    goal = goal_text(task_type, *GOALS[task_type])
     return {
         "pddl_domain": domain,
         "grammar": grammar.replace("UNKNOWN GOAL.", "look around."),
@@ -101,6 +126,11 @@ def odd_data(task_type: str = "pick_and_place_simple", start: str = "loc_bar_0")
         "solvable": True,
         "walkthrough": [],
     }
+
+
+def odd_data(task_type: str = "pick_and_place_simple", start: str = "loc_bar_0") -> dict[str, Any]:
+    """The official dictionary; `start` may be where receptacles are (`loc_bar_1` to `loc_bar_6`)."""
+    return room_data(_RECEPTACLES, _OBJECTS, goal_text(task_type, *GOALS[task_type]), start, _INSIDE)
 
 
 def odd_game(task_type: str = "pick_and_place_simple", start: str = "loc_bar_0") -> Game:

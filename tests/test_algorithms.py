@@ -315,7 +315,7 @@ def test_tensorboard_gets_the_keys_that_people_look_for(algorithm: type, learner
 
 # ---------------------------------------------------------------------- SFT's own
 def test_sft_without_demonstrations_says_where_to_get_some(learner: str, toy: VecEnv) -> None:
-    with pytest.raises(ValueError, match="agentprm games demos"):
+    with pytest.raises(ValueError, match="agentprm demos"):
         SFT(learner, toy).learn(8)
 
 

@@ -18,7 +18,7 @@ from agentprm_gym.games import find_games
 from algorithms.cli import main
 from tests.game_files import write_games
 
-VERBS = ("demo", "train", "eval", "play", "games")
+VERBS = ("demo", "train", "eval", "play", "games", "demos")
 GENERATED = ("--games", "generated")
 
 
@@ -110,7 +110,9 @@ def test_listing_games_does_not_wait_for_torch() -> None:
         (["play", "--games", "generated", "--game", "99999"], "99999"),
         (["play", "--games", "generated", "--task-types", "cook"], "pick_and_place_simple"),
         (["games", "--games", "nowhere"], "alfworld"),
-        (["games", "demos", "--n", "0"], "1 or more"),
+        (["demos", "--n", "0"], "1 or more"),
+        (["demos", "--games", "generated", "--expert", "planner", "--noise", "1"], "noise"),
+        (["demos", "--games", "generated", "--noise", "-1"], "0 or more"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
@@ -158,12 +160,22 @@ def test_check_names_the_games_that_cannot_be_played(cli: Cli, tmp_path: Path) -
     assert cli("games", "--games", tmp_path / "data", "--check").status == 0
 
 
-def test_demonstrations_are_written(cli: Cli, tmp_path: Path) -> None:
-    done = cli("games", "demos", *GENERATED, "--n", 3, "--out", "some.jsonl.gz")
+@pytest.mark.parametrize("expert", ["search", "planner"])
+def test_demonstrations_are_written(cli: Cli, tmp_path: Path, expert: str) -> None:
+    done = cli("demos", *GENERATED, "--n", 3, "--expert", expert, "--out", "some.jsonl.gz")
     assert done.status == 0 and "wrote 3 demonstrations" in done.out
     episodes = list(read_episodes(tmp_path / "some.jsonl.gz"))
     assert [e.success for e in episodes] == [True] * 3
-    assert {e.split for e in episodes} == {"train"} and {e.policy for e in episodes} == {"expert:search"}
+    assert {e.split for e in episodes} == {"train"} and {e.policy for e in episodes} == {f"expert:{expert}"}
+
+
+def test_all_games_of_a_split_are_demonstrated_in_few_steps(cli: Cli, tmp_path: Path) -> None:
+    looking = ("--split", "valid_unseen", "--task-types", "look_at_obj_in_light")
+    done = cli("demos", *GENERATED, *looking, "--expert", "planner", "--max-steps", 5, "--out", "looks.jsonl")
+    episodes = list(read_episodes(tmp_path / "looks.jsonl"))
+    n_games = len(find_games("valid_unseen", "generated", ["look_at_obj_in_light"]))
+    assert f"wrote {n_games} demonstrations" in done.out
+    assert len({e.game_id for e in episodes}) == n_games and all(len(e.turns) <= 5 for e in episodes)
 
 
 # ---------------------------------------------------------------------- play

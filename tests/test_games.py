@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from agentprm_gym.games import (
@@ -214,13 +216,30 @@ def read(data: Any) -> Game:
     return parse_game(data, game_id=f"{FOLDER}/trial_1", split="train")
 
 
-@pytest.mark.parametrize("key", ["pddl_domain", "grammar"])
-def test_white_space_and_comments_do_not_make_another_release(key: str) -> None:
+REFORMATTED: dict[str, tuple[str, Callable[[str], str]]] = {
+    "more white space in the domain": ("pddl_domain", lambda text: text.replace("\n", "\n\n\t ").replace("(", " ( ")),
+    "less white space in the domain": (
+        "pddl_domain",
+        lambda text: " ".join(re.sub(";.*", "", text).split()).replace(" (", "(").replace(") ", ")"),
+    ),
+    "comments in the domain": ("pddl_domain", lambda text: text.replace("\n", "; (a comment)\n") + "; the end"),
+    "upper case in the domain": ("pddl_domain", str.upper),
+    "more white space in the grammar": ("grammar", lambda text: text.replace("\n", "\r\n\n  ") + "\n"),
+    "less white space in the grammar": ("grammar", lambda text: re.sub(r"\n\s+", "\n", text)),
+}
+
+
+@pytest.mark.parametrize(("key", "reformat"), REFORMATTED.values(), ids=REFORMATTED)
+def test_another_format_does_not_make_another_release(key: str, reformat: Callable[[str], str]) -> None:
     data = odd_data()
-    data[key] = data[key].replace("\n", "\n\n   ") + "\n"
-    if key == "pddl_domain":
-        data[key] += "; a comment\n"
-    assert read(data) == read(odd_data())
+    changed = {**data, key: reformat(data[key])}
+    assert changed != data
+    assert read(changed) == read(data)
+
+
+def test_both_releases_say_what_cleans(real_games: GameList, generated_games: GameList) -> None:
+    assert real_games[0].sink_types == {"SinkBasin", "Sink"}
+    assert generated_games[0].sink_types == {"SinkBasin"}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +247,12 @@ def test_white_space_and_comments_do_not_make_another_release(key: str) -> None:
     [
         ("pddl_domain", "(not (holdsAny ?a))", ""),
         ("pddl_domain", "(:action help", "(:action sing :parameters () :precondition () :effect ()) (:action help"),
+        ("pddl_domain", "(not (holdsAny ?a))", "(not (holdsAny?a))"),
+        ("pddl_domain", "SinkBasinType", "SinkType"),
         ("grammar", "You pick up", "You grab"),
+        ("grammar", "You pick up", "you pick up"),
+        ("grammar", "You pick up", "You  pick up"),
+        ("grammar", "#look.feedback#", "#look.feedback# "),
     ],
 )
 def test_an_unknown_domain_or_grammar_is_left_to_the_stock_engine(key: str, old: str, new: str) -> None:
@@ -238,6 +262,35 @@ def test_an_unknown_domain_or_grammar_is_left_to_the_stock_engine(key: str, old:
     with pytest.raises(UnsupportedGameError, match=f'{FOLDER}/trial_1.*engine="textworld" plays it') as caught:
         read(data)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_what_the_native_engine_does_not_know_the_stock_engine_plays(tmp_path: Path) -> None:
+    data = odd_data()
+    data["grammar"] = data["grammar"].replace("You pick up", "You grab")
+    path = write(tmp_path, FOLDER, "trial_1", data)
+    native = gym.make("ALFWorld-v0", games=str(tmp_path), split="train")
+    stock: Any = gym.make("ALFWorld-v0", games=str(tmp_path), split="train", engine="textworld")
+    with pytest.raises(UnsupportedGameError, match=f'{path}.*engine="textworld" plays it'):
+        native.reset(options={"game": 0})
+    observation, info = stock.reset(options={"game": 0})
+    assert (observation["task"], info["game_id"]) == ("look around.", f"{FOLDER}/trial_1")
+    stock.step("go to sidetable 1")
+    assert stock.step("take pan 1 from sidetable 1")[0]["feedback"] == "You grab the pan 1 from the sidetable 1."
+    assert stock.step("go to shelf 1")[4]["won"] is False
+    assert stock.step("move pan 1 to shelf 1")[1:3] == (1.0, True)
+    assert stock.unwrapped.games.bad_games == {}
+    with pytest.raises(BadGameError, match="its subgoals are unknown"):  # these the native engine would know
+        stock.unwrapped.subgoals()
+    stock.close()
+
+
+def test_a_game_in_other_words_is_the_same_game() -> None:
+    game = odd_game()
+    other = game.with_task('put "it" down')
+    assert (other.task, other.goal, game.task) == ('put "it" down', game.goal, "look around.")
+    again = parse_game(other.data(), game_id=game.game_id, split="train")
+    assert again == other
+    assert game.data() == odd_data()
 
 
 # Broken games -------------------------------------------------------------------------------------

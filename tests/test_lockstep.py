@@ -9,15 +9,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from agentprm_gym.engines import make_engine
 from agentprm_gym.engines.base import Frame
+from agentprm_gym.engines.native import NativeEngine
 from agentprm_gym.engines.textworld import TextWorldEngine
 from agentprm_gym.games import TASK_TYPES, BadGameError, DataNotFoundError, Game, GameList, find_games, parse_game
+from agentprm_gym.games.listing import GENERATED_SIZES
+from benchmarks.lockstep import at_hand, compare, play_game, scripted, spread
+from tests.drawn_play import COMMAND, STABLE, drawn
 from tests.odd_game import odd_data, odd_game
-
-N_RANDOM = 30
-NONSENSE = ("dance", "", "go to moon 1", "Look", "take the apple", "ACTION: look", "go to  shelf 1", "look\nlook")
 
 
 @pytest.fixture(scope="module")
@@ -27,37 +30,11 @@ def stock() -> Iterator[TextWorldEngine]:
     engine.close()
 
 
-def play(stock: TextWorldEngine, game: Game, commands: Sequence[str], n_random: int, seed: int) -> Counter[str]:
-    """Play commands, then random admissible ones, with five nonsense strings in between, in both engines.
-
-    Returns:
-        How often each kind of command was executed.
-    """
-    rng = random.Random(seed)
-    native = make_engine("native")
-    ours = native.reset(game)
-    assert ours == stock.reset(game), game.game_id
-    script: list[str | None] = [*commands, *[None] * n_random]
-    for nonsense in rng.sample(NONSENSE, 5):
-        script.insert(rng.randrange(len(script)), nonsense)
-    kinds: Counter[str] = Counter()
-    for i, planned in enumerate(script):
-        command = choose(ours, rng) if planned is None else planned
-        if i % 10 == 9:
-            command = f" {command}\n"  # the stock engine strips
-        if command.strip() in ours.admissible_commands:
-            kinds[command.split()[0]] += 1
-        ours, theirs = native.step(command), stock.step(command)
-        assert ours == theirs, (game.game_id, script[: i + 1], command)
+def agree(stock: TextWorldEngine, game: Game, seed: int) -> Counter[str]:
+    """Play in both engines, as the benchmark does; returns how often each kind of command was executed."""
+    kinds, difference = play_game(NativeEngine(), stock, game, seed)
+    assert difference is None, str(difference)
     return kinds
-
-
-def choose(frame: Frame, rng: random.Random) -> str:
-    """Choose the kind first: a uniform choice would be nearly all walks, and most rules would never be met."""
-    kinds: dict[str, list[str]] = {}
-    for command in frame.admissible_commands:
-        kinds.setdefault(command.split()[0], []).append(command)
-    return rng.choice(kinds[rng.choice(sorted(kinds))])
 
 
 def odd_real_games(games: GameList, n: int, seed: int) -> list[Game]:
@@ -96,28 +73,136 @@ def test_both_engines_agree_on_whole_games(stock: TextWorldEngine) -> None:
         games = [generated[1], generated[3]]
     kinds: Counter[str] = Counter()
     for i, game in enumerate(games):
-        kinds += play(stock, game, game.walkthrough, N_RANDOM, seed=i)
-    assert sum(kinds.values()) >= len(games) * N_RANDOM  # else next to nothing was compared
+        kinds += agree(stock, game, seed=i)
+    assert kinds.total() >= len(games) * 100  # else next to nothing was compared
     assert {"go", "take", "move", "examine", "open"} <= set(kinds)
 
 
 @pytest.mark.slow
 def test_both_engines_agree_on_fifty_real_games(real_games: GameList, stock: TextWorldEngine) -> None:
     for i, game in enumerate(odd_real_games(real_games, 50, seed=1)):
-        play(stock, game, game.walkthrough, N_RANDOM, seed=i)
+        agree(stock, game, seed=i)
 
 
 @pytest.mark.slow
 def test_both_engines_agree_on_generated_games(one_of_each_type: list[int], stock: TextWorldEngine) -> None:
     games = find_games("train", "generated")
     for i in one_of_each_type:
-        play(stock, games[i], games[i].walkthrough, N_RANDOM, seed=i)
+        agree(stock, games[i], seed=i)
 
 
 @pytest.mark.parametrize(("task_type", "start"), [(t, f"loc_bar_{i}") for i, t in enumerate(TASK_TYPES)])
 def test_both_engines_agree_in_a_room_of_oddities(stock: TextWorldEngine, task_type: str, start: str) -> None:
-    kinds = play(stock, odd_game(task_type, start), [], 40, seed=TASK_TYPES.index(task_type))
-    assert len(kinds) >= 8
+    kinds = agree(stock, odd_game(task_type, start), seed=TASK_TYPES.index(task_type))
+    assert {"nonsense", "stray_space"} < set(kinds) and len(kinds) >= 10
+
+
+# Drawn play ---------------------------------------------------------------------------------------
+
+
+def agree_on(stock: TextWorldEngine, game: Game, commands: Sequence[int | str]) -> None:
+    difference = compare(NativeEngine(), stock, game, drawn(commands))
+    assert difference is None, str(difference)
+
+
+COMMANDS = st.lists(COMMAND, min_size=15, max_size=40)
+# The stock engine takes a good part of a second to load such a game: shrinking a failure would take minutes.
+UNSHRUNK = settings(STABLE, phases=(Phase.generate,))
+ODD = {"task_type": st.sampled_from(TASK_TYPES), "start": st.integers(0, 6), "commands": COMMANDS}
+GENERATED = {"index": st.integers(0, GENERATED_SIZES["train"] - 1), "commands": COMMANDS}
+
+
+@settings(STABLE, max_examples=100)
+@given(**ODD)
+def test_both_engines_agree_on_any_play_of_oddities(
+    stock: TextWorldEngine, task_type: str, start: int, commands: list[int | str]
+) -> None:
+    agree_on(stock, odd_game(task_type, f"loc_bar_{start}"), commands)
+
+
+@settings(UNSHRUNK, max_examples=12)
+@given(**GENERATED)
+def test_both_engines_agree_on_any_play_of_generated_games(
+    stock: TextWorldEngine, index: int, commands: list[int | str]
+) -> None:
+    agree_on(stock, find_games("train", "generated")[index], commands)
+
+
+@pytest.mark.slow
+@settings(STABLE, max_examples=500)
+@given(**ODD)
+def test_both_engines_agree_on_many_plays_of_oddities(
+    stock: TextWorldEngine, task_type: str, start: int, commands: list[int | str]
+) -> None:
+    agree_on(stock, odd_game(task_type, f"loc_bar_{start}"), commands)
+
+
+@pytest.mark.slow
+@settings(UNSHRUNK, max_examples=100)
+@given(**GENERATED)
+def test_both_engines_agree_on_many_plays_of_generated_games(
+    stock: TextWorldEngine, index: int, commands: list[int | str]
+) -> None:
+    agree_on(stock, find_games("train", "generated")[index], commands)
+
+
+# The benchmark ------------------------------------------------------------------------------------
+
+
+class Liar(NativeEngine):
+    """Says something else after the third command."""
+
+    def reset(self, game: Game) -> Frame:
+        self.n = 0
+        return super().reset(game)
+
+    def step(self, command: str) -> Frame:
+        self.n += 1
+        frame = super().step(command)
+        return frame._replace(feedback="I lie.") if self.n == 3 else frame
+
+
+class Crasher(NativeEngine):
+    """Does not understand "look"."""
+
+    def step(self, command: str) -> Frame:
+        if command == "look":
+            raise KeyError(command)
+        return super().step(command)
+
+
+def test_a_difference_is_told_whole() -> None:
+    commands = ["look", "help", "inventory", "look"]
+    kinds: Counter[str] = Counter()
+    difference = compare(Liar(), NativeEngine(), odd_game(), scripted(commands), kinds, "walkthrough")
+    assert difference is not None and difference.commands == ("look", "help", "inventory")
+    said = str(difference)
+    for part in ("pick_and_place_simple-odd-room-0", "'inventory'", "I lie.", "You are not carrying anything."):
+        assert part in said
+    assert kinds == {"look": 1, "help": 1, "inventory": 1}
+    crash = compare(Crasher(), NativeEngine(), odd_game(), scripted(commands))
+    assert crash is not None and "KeyError: 'look'" in str(crash)
+
+
+def test_a_game_is_played_long_enough_and_the_same_again(generated_games: GameList) -> None:
+    def played(seed: int) -> Counter[str]:
+        kinds, difference = play_game(NativeEngine(), NativeEngine(), generated_games[0], seed)
+        assert difference is None
+        return kinds
+
+    assert played(0).total() >= 100
+    assert played(0) == played(0) != played(1)
+    assert {"go", "take", "move", "nonsense", "stray_space", "stray_case_or_gap"} <= set(played(0))
+
+
+def test_games_are_spread_over_splits_and_task_types() -> None:
+    lists = at_hand("generated")
+    chosen = spread(lists, 36, seed=0)
+    by_split = {games.split: games for games in lists}
+    cells = Counter((split, by_split[split].game_ids[i].split("-", 1)[0]) for split, i in chosen)
+    assert len(cells) == 18 and set(cells.values()) == {2}
+    assert chosen == spread(lists, 36, seed=0) != spread(lists, 36, seed=1)
+    assert len(set(spread(lists, 10_000, seed=0))) == sum(map(len, lists))
 
 
 # Commands by "|"; those with "!" are refused.
@@ -156,8 +241,18 @@ DIRECTED = {
     "knives reach what is unseen": (
         "go to cabinet 1|open cabinet 1|take butterknife 1 from cabinet 1|slice apple 1 with butterknife 1|"
         "!slice bread 1 with butterknife 1|go to drawer 1|slice bread 1 with butterknife 1|go to sidetable 1|"
-        "slice bread 1 with butterknife 1|go to fridge 1|slice apple 2 with butterknife 1|"
+        "!slice bread 1 with butterknife 1|go to fridge 1|slice apple 2 with butterknife 1|"
         "slice apple 2 with butterknife 1"
+    ),
+    "a thing that was taken from one of its places is known at both": (
+        "go to drawer 1|take apple 3 from drawer 1|go to sidetable 1|move apple 3 to sidetable 1|go to drawer 1|"
+        "take knife 1 from drawer 1|go to shelf 1|slice apple 3 with knife 1|go to sidetable 1|"
+        "slice apple 3 with knife 1|go to drawer 1|!slice apple 3 with knife 1"
+    ),
+    "things in each other": (
+        "go to cabinet 1|open cabinet 1|take pot 1 from cabinet 1|examine pot 1|move pot 1 to shelf 1|"
+        "take bowl 1 from cabinet 1|examine bowl 1|go to sidetable 1|move bowl 1 to sidetable 1|"
+        "take pan 1 from sidetable 1|examine pan 1|!take fork 1 from sidetable 1"
     ),
 }
 

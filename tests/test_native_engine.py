@@ -7,10 +7,14 @@ import random
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from agentprm_gym.engines import ENGINES, make_engine
 from agentprm_gym.engines.native import NativeEngine
-from agentprm_gym.games import Game, GameList
+from agentprm_gym.games import TASK_TYPES, Game, GameList, find_games
+from agentprm_gym.games.listing import GENERATED_SIZES
+from tests.drawn_play import COMMAND, STABLE, meant
 from tests.odd_game import odd_game
 
 
@@ -88,22 +92,48 @@ def test_every_admissible_command_does_something(generated_games: GameList, one_
             frame = engine.step(rng.choice(frame.admissible_commands))
 
 
-def test_a_branch_from_a_snapshot_continues_as_an_unbroken_play(generated_games: GameList) -> None:
-    game, rng = generated_games[3], random.Random(1)
-    engine = started(game)
-    path, states = [], []
-    frame = engine.step("look")
-    for _ in range(60):
-        command = rng.choice(frame.admissible_commands)
-        frame = engine.step(command)
-        path.append((command, frame))
-        states.append(pickle.dumps(engine.snapshot()))
-    assert max(map(len, states)) < 2000  # bytes: thousands of them are kept for branching
-    other = started(game)
-    for start in (40, 0, 25):  # backwards too: a state must not lean on what came after it
-        assert other.restore(pickle.loads(states[start])) == path[start][1]._replace(feedback="")
-        for command, expected in path[start + 1 :]:
-            assert other.step(command) == expected
+ODD_GAMES = st.builds(odd_game, st.sampled_from(TASK_TYPES), st.integers(0, 6).map("loc_bar_{}".format))
+GENERATED_GAMES = st.integers(0, GENERATED_SIZES["train"] - 1).map(lambda i: find_games("train", "generated")[i])
+
+
+def check_branches(game: Game, commands: list[int | str], branch_points: list[int]) -> None:
+    """Play on from snapshots taken on the way, in this engine and in another, as they are and after pickling."""
+    engine, other = started(game), started(game)
+    frames, states = [engine.step("look")], [engine.snapshot()]
+    path = []
+    for command in commands:
+        path.append(meant(command, frames[-1]))
+        frames.append(engine.step(path[-1]))
+        states.append(engine.snapshot())
+    # Bytes: thousands of them are kept for branching.
+    assert max(len(pickle.dumps(state)) for state in states) < 2000
+    for point in branch_points:
+        start = point % len(states)
+        for player, state in ((engine, states[start]), (other, pickle.loads(pickle.dumps(states[start])))):
+            assert player.restore(state) == frames[start]._replace(feedback="")
+            assert player.snapshot() == states[start]
+            for command, expected, reached in zip(path[start:], frames[start + 1 :], states[start + 1 :], strict=True):
+                assert player.step(command) == expected
+                assert player.snapshot() == reached
+
+
+@settings(STABLE, max_examples=150)
+@given(
+    ODD_GAMES | GENERATED_GAMES,
+    st.lists(COMMAND, min_size=20, max_size=50),
+    st.lists(st.integers(0, 99), min_size=1, max_size=4),
+)
+def test_a_branch_from_a_snapshot_continues_as_an_unbroken_play(
+    game: Game, commands: list[int | str], branch_points: list[int]
+) -> None:
+    check_branches(game, commands, branch_points)
+
+
+def test_a_branch_of_a_real_game_continues_as_an_unbroken_play(real_games: GameList) -> None:
+    rng = random.Random(3)
+    for index in rng.sample(range(len(real_games)), 60):
+        commands: list[int | str] = [rng.randrange(9999) for _ in range(50)]
+        check_branches(real_games[index], commands, [40, 0, 25])
 
 
 def test_play_after_a_snapshot_leaves_it_alone() -> None:

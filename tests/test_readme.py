@@ -34,7 +34,7 @@ def test_the_training_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "Your task is to" in capsys.readouterr().out
 
 
-def test_the_interactive_example() -> None:
-    test = doctest.DocTestParser().get_doctest(BLOCKS[1], {}, "README", str(README), 0)
-    assert len(test.examples) >= 5
+def test_the_interactive_examples() -> None:
+    test = doctest.DocTestParser().get_doctest("\n".join(BLOCKS[1:]), {}, "README", str(README), 0)
+    assert len(test.examples) >= 9
     assert doctest.DocTestRunner().run(test).failed == 0

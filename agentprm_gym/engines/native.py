@@ -7,13 +7,13 @@ an object as lying "next to" the furniture exactly where it finds one.
 
 from __future__ import annotations
 
-from bisect import bisect
+from bisect import bisect, bisect_left
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from agentprm_gym.engines import texts
 from agentprm_gym.engines.base import NOTHING_HAPPENS, Frame
-from agentprm_gym.games.game import Game
+from agentprm_gym.games.game import Game, UnsupportedGameError
 
 _KNIVES = frozenset({"Knife", "ButterKnife"})
 # The receptacle types that heat and cool; those that clean depend on the domain's version.
@@ -50,7 +50,11 @@ class NativeEngine:
     # Interface --------------------------------------------------------------------------------
 
     def reset(self, game: Game) -> Frame:
-        """Start a game; its first feedback is the welcome, the room and the task."""
+        """Start a game; its first feedback is the welcome, the room and the task.
+
+        Raises:
+            UnsupportedGameError: Only the stock engine plays it.
+        """
         if game is not self._game:
             self._prepare(game)
         self._location = game.start
@@ -66,6 +70,7 @@ class NativeEngine:
         self._clean, self._hot, self._cool = (properties[p] for p in ("isClean", "isHot", "isCool"))
         self._sliced, self._toggled = properties["isSliced"], properties["isToggled"]
         self._left: frozenset[tuple[str, str]] = frozenset()
+        self._forget()
         # Only this first look lists the room: the rule asks for receptacles at a location, which a
         # later look has bound to the agent's own.
         seen = self._look() if self._here() else texts.room(tuple(game.receptacles))
@@ -155,17 +160,24 @@ class NativeEngine:
             return holding, 2
         return max((int(o == self._held) + int(self._treated(o)) for o in targets), default=0), 3
 
+    def _forget(self) -> None:
+        """Keep nothing that was worked out for another game."""
+        self._last_around: tuple[object, ...] = ()
+        self._last_things: tuple[object, ...] = ()
+
     # State ------------------------------------------------------------------------------------
 
     def _prepare(self, game: Game) -> None:
         """Look up what stays the same in all episodes of a game."""
+        if game.unsupported:
+            raise UnsupportedGameError(game.path or game.game_id, game.unsupported)
         goal, properties = game.goal, game.properties
         here: dict[str, list[str]] = {}
         for r, location in game.receptacles.items():
             here.setdefault(location, []).append(r)
         self._at = {location: tuple(names) for location, names in here.items()}
         self._destinations = {f"go to {r}": r for r in game.receptacles}
-        self._journeys: dict[str, tuple[str, ...]] = {}
+        self._journeys = tuple(sorted(self._destinations))
         self._targets = frozenset(
             o
             for o, kind in game.object_types.items()
@@ -180,6 +192,8 @@ class NativeEngine:
             "inventory": (self._inventory, "", ""),
             "look": (self._look, "", ""),
         }
+        self._goal_kind = goal.kind
+        self._n_wanted = 2 if goal.kind == "place_two" else 1
         self._game = game
 
     def _loaded(self) -> Game:
@@ -207,16 +221,22 @@ class NativeEngine:
                 most = max(most, sum(map(self._treated, inside)))
         return most
 
-    def _won(self) -> bool:
-        kind = self._loaded().goal.kind
-        if kind == "look":
-            return self._held in self._targets and self._lit()
-        return self._most_in_one_place() >= (2 if kind == "place_two" else 1)
-
     # Commands ---------------------------------------------------------------------------------
 
     def _frame(self, feedback: str) -> Frame:
-        """Collect what may be done now."""
+        """Tell what may be done now; most steps change only a part of what that depends on, or nothing."""
+        # Comparing is cheap: what is in these is replaced at a change, so it is the same objects or other ones.
+        around = (self._location, self._held, self._new_contents, self._new_locations, self._opened)
+        if around != self._last_around:
+            self._last_around, self._commands = around, self._collect()
+        if self._goal_kind == "look":
+            return Frame(feedback, self._commands, self._held in self._targets and self._lit())
+        things = (self._new_contents, self._clean, self._hot, self._cool)
+        if things != self._last_things:
+            self._last_things, self._won = things, self._most_in_one_place() >= self._n_wanted
+        return Frame(feedback, self._commands, self._won)
+
+    def _collect(self) -> tuple[str, ...]:
         self._actions = self._always.copy()
         for r in self._here():
             self._add_actions_at(r)
@@ -225,7 +245,7 @@ class NativeEngine:
         # All journeys begin alike, so they stand together in the sorted list.
         near = sorted(self._actions)
         cut = bisect(near, "go to ")
-        return Frame(feedback, (*near[:cut], *self._ways_out(), *near[cut:]), self._won())
+        return (*near[:cut], *self._ways_out(), *near[cut:])
 
     def _add_actions_at(self, r: str) -> None:
         game, actions = self._loaded(), self._actions
@@ -271,11 +291,10 @@ class NativeEngine:
 
     def _ways_out(self) -> tuple[str, ...]:
         """Commands that go elsewhere, sorted; what stands here is no destination."""
-        ways = self._journeys.get(self._location)
-        if ways is None:
-            here = self._here()
-            ways = tuple(sorted(c for c, r in self._destinations.items() if r not in here))
-            self._journeys[self._location] = ways
+        ways = self._journeys
+        for r in self._here():
+            i = bisect_left(ways, f"go to {r}")
+            ways = ways[:i] + ways[i + 1 :]
         return ways
 
     def _open(self, _: str, r: str) -> str:

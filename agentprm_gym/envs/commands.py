@@ -41,7 +41,8 @@ def parse_response(response: str) -> ParsedResponse:
         >>> parse_response("  look ")
         ParsedResponse(reason='', command='look')
     """
-    match = _ACTION_LINE.search(response)
+    # Most are bare commands: looking for a colon is quicker than the search that needs one.
+    match = _ACTION_LINE.search(response) if ":" in response else None
     if match is None:
         return ParsedResponse("", response.strip())
     reason = _REASON_MARK.sub("", response[: match.start()], count=1)

@@ -82,7 +82,7 @@ class TextIdentityEnv(TextGameEnv):
         self._require_card()
         return self._n_right, self._n_turns
 
-    def _load(self, index: int) -> tuple[GameCard, Frame]:
+    def _load(self, index: int, annotation: int | None) -> tuple[GameCard, Frame]:
         self._start_index, self._n_said, self._n_right = index, 0, 0
         word = self._words[index]
         card = GameCard(index, f"echo/{word}", "train", "text_identity", "say the word that you see.", "toy")

@@ -6,26 +6,38 @@ from typing import Any
 
 import gymnasium as gym
 
-# id: (entry point, step limit, default kwargs). Entry points are names, so nothing is imported
-# before the first `gym.make`; kwargs are JSON, so that a spec can be written down.
-_IDS: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "ALFWorld-v0": ("agentprm_gym.envs.alfworld:ALFWorldEnv", 30, {"split": "train"}),
+# id: (entry point, vector entry point, step limit, default kwargs). Entry points are names, so
+# nothing is imported before the first `gym.make`; kwargs are JSON, so that a spec can be written down.
+_IDS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
+    "ALFWorld-v0": (
+        "agentprm_gym.envs.alfworld:ALFWorldEnv",
+        "agentprm_gym.envs.vector:ALFWorldVectorEnv",
+        30,
+        {"split": "train"},
+    ),
     "ALFWorldPRM-v0": (
         "agentprm_gym.wrappers.prm_env:ALFWorldPRMEnv",
+        "agentprm_gym.wrappers.prm_env:ALFWorldPRMVectorEnv",
         30,
         {"split": "train", "reward": "progress"},
     ),
-    "TextIdentity-v0": ("agentprm_gym.envs.identity:TextIdentityEnv", 30, {}),
+    "TextIdentity-v0": (
+        "agentprm_gym.envs.identity:TextIdentityEnv",
+        "agentprm_gym.envs.vector:TextIdentityVectorEnv",
+        30,
+        {},
+    ),
 }
 
 
 def register_envs() -> None:
     """Register the ids with Gymnasium; those that are there already are left alone."""
-    for env_id, (entry_point, max_episode_steps, kwargs) in _IDS.items():
+    for env_id, (entry_point, vector_entry_point, max_episode_steps, kwargs) in _IDS.items():
         if env_id not in gym.registry:
             gym.register(
                 id=env_id,
                 entry_point=entry_point,
+                vector_entry_point=vector_entry_point,
                 max_episode_steps=max_episode_steps,
                 kwargs=dict(kwargs),
             )

@@ -102,12 +102,14 @@ def statistics(folder: Path) -> dict[str, Any]:
             homes_of[o].append(r)
         objects = re.findall(r"(\S+_bar_\S+) - object", head)
         in_room, out_of_reach = Counter[str](), Counter[str]()
+        at_a_place = {o for o, _ in facts["objectAtLocation"]}  # some are declared, and no fact is about them
         for o in objects:
-            (in_room if o in homes_of else out_of_reach)[o.split("_bar_")[0]] += 1
+            if o in homes_of or o in at_a_place:
+                (in_room if o in homes_of else out_of_reach)[o.split("_bar_")[0]] += 1
         n_instances = Counter(rtype.values())
         met.update(o.split("_bar_")[0] for o in objects)
         liftable.update(o.split("_bar_")[0] for (o,) in facts["pickupable"])
-        for kind_name in (*place.object_types, "Faucet"):
+        for kind_name in place.object_types:
             if kind_name == target:
                 continue
             placed[place.kind][kind_name][min(in_room[kind_name], MAX_COUNT)] += 1
@@ -116,7 +118,7 @@ def statistics(folder: Path) -> dict[str, Any]:
         for o, places in homes_of.items():
             kind_name = o.split("_bar_")[0]
             # Of several, the smallest is home: the others only contain the same spot.
-            home = min({rtype[r] for r in places}, key=lambda t: (*SMALL, t).index(t))
+            home = min(sorted({rtype[r] for r in places}), key=lambda t: (*SMALL, t).index(t))
             homes[kind_name][home] += 1
             inside[home] += 1
             for other in (Counter(rtype[r] for r in places) - Counter([home])).elements():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from sys import intern
 from typing import Any
@@ -58,19 +58,22 @@ def _declared(header: str) -> dict[str, set[str]]:
     return kinds
 
 
-def read_facts(header: str, init: str, where: str) -> dict[str, list[list[str]]]:
+def read_facts(
+    header: str, init: str, where: str, goal_types: Iterable[tuple[str, str]] = ()
+) -> dict[str, list[list[str]]]:
     """Read the facts of the initial state.
 
     Args:
         header: The problem before its `(:init`, with its `(:objects ...)`.
         init: What stands between `(:init` and `(:goal`.
         where: Path or id, for errors.
+        goal_types: Kind and name of the types that the goal names.
 
     Returns:
         The arguments of all facts by name.
 
     Raises:
-        BadGameError: A fact is none of the domain's, or about something that is not declared.
+        BadGameError: A fact is none of the domain's, or it or the goal names something that is not declared.
     """
     facts: dict[str, list[list[str]]] = {}
     for name, arguments in _FACT.findall(init):
@@ -88,6 +91,9 @@ def read_facts(header: str, init: str, where: str) -> dict[str, list[list[str]]]
             unknown = {row[i] for row in rows} - declared.get(kind, set())
             if unknown:
                 raise BadGameError(f"{where}: in {name!r}, {min(unknown)!r} is no known {kind}")
+    for kind, name in goal_types:
+        if name not in declared.get(kind, set()):
+            raise BadGameError(f"{where}: in the goal, {name!r} is no known {kind}")
     if "holds" in facts or "holdsAny" in facts:
         raise UnsupportedGameError(where, "the agent holds something from the start")
     return facts
@@ -118,11 +124,17 @@ def _fits(pairs: tuple[tuple[str, str], ...]) -> frozenset[tuple[str, str]]:
     return frozenset((r.removesuffix("Type"), o.removesuffix("Type")) for r, o in pairs)
 
 
+def no_entities() -> dict[str, Any]:
+    """Return the parts that `read_entities` returns, of a game whose facts are not read."""
+    tables = ("order", "receptacles", "receptacle_types", "object_types", "contents", "locations", "inside")
+    return {**{table: {} for table in tables}, "start": "", "properties": {}, "fits": frozenset()}
+
+
 def read_entities(facts: Mapping[str, list[list[str]]], where: str) -> dict[str, Any]:
     """Turn facts about ids into tables of display names: the parts of a `Game` that depend on them.
 
     Raises:
-        BadGameError: The agent or the receptacles are nowhere.
+        BadGameError: The agent or the receptacles are nowhere, or an object is in two places.
         UnsupportedGameError: Sound, but unlike the official games.
     """
     # Only what occurs in some fact about itself is numbered; types have no numbers.
@@ -160,15 +172,20 @@ def read_entities(facts: Mapping[str, list[list[str]]], where: str) -> dict[str,
         raise BadGameError(f"{where}: expected receptacles at locations, got none")
     if len(at) < len(pairs("receptacleAtLocation")):
         raise UnsupportedGameError(where, "a receptacle is at several locations")
+    locations = grouped([(name_of(o), intern(at)) for o, at in pairs("objectAtLocation")])
+    # Being in several receptacles, and the same fact twice, are common in official games; this is not.
+    torn = [o for o, places in locations.items() if len(places) > 1]
+    if torn:
+        raise BadGameError(f"{where}: expected {min(torn)!r} at one location, got {len(locations[min(torn)])}")
     return {
         "order": order,
         "receptacles": {r: at[r] for r in sorted(at, key=order.__getitem__)},
         "receptacle_types": typed("receptacleType"),
         "object_types": typed("objectType"),
         "contents": grouped([(name_of(r), name_of(o)) for o, r in pairs("inReceptacle")]),
-        "locations": grouped([(name_of(o), intern(at)) for o, at in pairs("objectAtLocation")]),
-        # Official games have things in each other and even in themselves. Nothing follows the
-        # nesting, and TextWorld's queries never bind two variables to one thing.
+        "locations": locations,
+        # Official games have things in each other, in circles and even in themselves. Nothing follows
+        # the nesting, and TextWorld's queries never bind two variables to one thing.
         "inside": grouped([(name_of(o), name_of(i)) for i, o in pairs("inReceptacleObject") if i != o]),
         "start": intern(starts[0]),
         "properties": {p: frozenset(name_of(row[0]) for row in pairs(p)) for p in _PROPERTIES},

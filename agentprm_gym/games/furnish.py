@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
+from agentprm_gym.games.knobs import Knobs
 from agentprm_gym.games.prior import CROWDING
 from agentprm_gym.games.problem_text import Room, Thing
 from agentprm_gym.games.scenes import Receptacle, location_id, mangle, scene
@@ -26,9 +27,26 @@ def statistics() -> dict[str, Any]:
     return _read("room_statistics.json")
 
 
+# What holds one thing at a time, as in the real games. While one of these is free it is chosen so many
+# times as often as its rate says, since those that hold much are chosen again and again.
+_SINGLE = {
+    "CoffeeMachine": 1.3,
+    "HandTowelHolder": 1.0,
+    "StoveBurner": 1.9,
+    "ToiletPaperHanger": 1.0,
+    "TowelHolder": 1.0,
+}
+# How often the next of a type is reached from the same spot as the one before.
+_SHARED_SPOT = {"StoveBurner": 0.4, "HandTowelHolder": 0.0, "TowelHolder": 0.0}
+
+
 def _read(name: str) -> dict[str, Any]:
     table: dict[str, Any] = json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))
     return table
+
+
+def _some(rng: Random, things: list[Thing], n: int) -> list[Thing]:
+    return rng.sample(things, min(n, len(things)))
 
 
 def draw(rng: Random, histogram: list[int]) -> int:
@@ -56,7 +74,7 @@ def furniture(number: int) -> tuple[Receptacle, ...]:
         for _ in range(n):
             x, y, z = rng.choice(positions)
             x, z = x + rng.uniform(-1, 1), z + rng.uniform(-1, 1)
-            if not location or rng.random() < 0.8:  # some neighbours are reached from one spot
+            if not location or rng.random() >= _SHARED_SPOT.get(kind, 0.2):
                 location = location_id(x, z, 90 * rng.randrange(4), rng.choice((45, 60)))
             if kind in ("SinkBasin", "BathtubBasin"):
                 name = _object_id(kind.removesuffix("Basin"), x, y, z) + f"_bar_{kind}"
@@ -79,69 +97,165 @@ def homes(number: int, object_type: str) -> tuple[tuple[Receptacle, ...], tuple[
     return tuple(r for r, _ in kept), tuple(w for _, w in kept)
 
 
+class Demand(NamedTuple):
+    """What the goal asks of the room.
+
+    Attributes:
+        target: The class of object that it is about.
+        n: How many of those it needs.
+        lamp: The class of lamp that it needs ("" for none).
+        end: The class of receptacle where the targets belong.
+        barred: No target may lie in one of these at first.
+    """
+
+    target: str
+    n: int
+    lamp: str
+    end: str
+    barred: bool
+
+
 class Furnisher:
     """Puts things into a floor plan, one class after the other.
 
     Args:
         rng: Source of all chance.
         number: The floor plan.
-        target: The class of object that the goal is about.
-        n_targets: How many of those there are.
-        barred: A class of receptacle where no target may lie at first ("" for none).
+        receptacles: Those of its receptacles that are there.
+        demand: What must be there, and what must not.
     """
 
-    def __init__(self, rng: Random, number: int, target: str, n_targets: int, barred: str) -> None:
+    def __init__(self, rng: Random, number: int, receptacles: tuple[Receptacle, ...], demand: Demand) -> None:
         self._rng = rng
         self._number = number
-        self._target = target
-        self._n_targets = n_targets
-        self._barred = barred
+        self._receptacles = receptacles
+        self._target, self._lamp = demand.target, demand.lamp
+        self._demand = demand
+        self._needed = {demand.target: demand.n, demand.lamp: 1}
         self._things: list[Thing] = []
         self._taken: set[str] = set()
+        self._full: set[str] = set()
+        self._single = {receptacle.id for receptacle in receptacles if receptacle.type in _SINGLE}
+        self._ids = {receptacle.id for receptacle in receptacles}
         self._by_type: dict[str, list[Receptacle]] = defaultdict(list)
-        for receptacle in furniture(number):
+        for receptacle in receptacles:
             self._by_type[receptacle.type].append(receptacle)
 
-    def room(self, *, needs_lamp: bool) -> Room:
-        """Furnish and return the whole room."""
+    def room(self, n_targets: int, knobs: Knobs) -> Room:
+        """Furnish and return the whole room.
+
+        Args:
+            n_targets: How many targets there are, unless there is no room or the knobs want it otherwise.
+            knobs: How many objects there are.
+        """
         rng, place = self._rng, scene(self._number)
         placed = statistics()["placed"][place.kind]
         hidden = statistics()["hidden"][place.kind]
-        for kind in (*place.object_types, "Faucet"):
+        for kind in place.object_types:
             if kind == self._target:
-                self._place(kind, self._n_targets)
+                self._place(kind, n_targets)
                 continue
             n = draw(rng, placed[kind]) if kind in placed else 0
-            self._place(kind, max(n, int(needs_lamp and kind == "DeskLamp")))
+            self._place(kind, max(n, int(kind == self._lamp)))
             for _ in range(draw(rng, hidden[kind]) if kind in hidden else 0):
                 self._put(kind, None)
+        if knobs.n_objects or knobs.n_distractors:
+            self._adjust(knobs)
         self._nest()
-        stands = {r.location for r in furniture(self._number)}
+        stands = {r.location for r in self._receptacles}
         while True:  # nobody starts right at a receptacle
             x, z = rng.uniform(-2, 2), rng.uniform(-2, 2)
             start = location_id(x, z, 90 * rng.randrange(4), 30)
             if start not in stands:
                 break
-        return Room(furniture(self._number), self._things, start, tables())
+        return Room(self._receptacles, self._things, start, tables())
+
+    def _homes(self, kind: str) -> tuple[list[Receptacle], list[float]]:
+        """Where one more thing of a class may lie, with weights."""
+        barred = self._demand.end if kind == self._target and self._demand.barred else ""
+        fit = [
+            (r, w) for r, w in zip(*homes(self._number, kind), strict=True) if r.id in self._ids and r.type != barred
+        ]
+        free = [(r, w * _SINGLE.get(r.type, 1.0)) for r, w in fit if r.id not in self._full]
+        # What the task needs has to lie somewhere.
+        if not free and sum(thing.type == kind for thing in self._things) < self._needed.get(kind, 0):
+            free = [(r, float(w)) for r, w in fit]
+        return [r for r, _ in free], [w for _, w in free]
 
     def _place(self, kind: str, n: int) -> None:
-        """Put n things of a class where such things lie."""
-        places, weights = homes(self._number, kind)
-        barred = self._barred if kind == self._target else ""
-        if barred:
-            allowed = [(r, w) for r, w in zip(places, weights, strict=True) if r.type != barred]
-            places, weights = tuple(r for r, _ in allowed), tuple(w for _, w in allowed)
-        if not places:
-            return
-        for home in self._rng.choices(places, weights, k=n):
+        """Put n things of a class where such things lie, or as many as there is room for."""
+        places, weights = self._homes(kind) if n else ([], [])
+        for _ in range(n):
+            if not places:
+                return
+            home = self._rng.choices(places, weights)[0]
             thing = self._put(kind, home)
             for other, chance in statistics()["also_in"].get(home.type, {}).items():
-                if self._rng.random() < chance and other != barred and other in self._by_type:
-                    second = self._rng.choice(self._by_type[other]).id
-                    if second not in thing.receptacles:
-                        thing.receptacles.append(second)
+                # A target that lay at its end besides would be there before it was brought there.
+                if self._rng.random() < chance and (kind != self._target or other != self._demand.end):
+                    free = [r.id for r in self._by_type.get(other, ()) if r.id not in self._full]
+                    if free:
+                        thing.receptacles.append(self._rng.choice(free))
             if home.type == "Fridge" and kind in tables()["coolable"] and kind != self._target:
                 thing.is_cool = self._rng.random() < statistics()["cool_in_fridge"]
+            full = {r for r in thing.receptacles if r in self._single}
+            if full:
+                self._full |= full
+                places, weights = self._homes(kind)
+
+    def _adjust(self, knobs: Knobs) -> None:
+        """Take things away, or add some, until there are as many as the knobs say."""
+        rng, n_needed = self._rng, self._demand.n
+        lying = [t for t in self._things if t.receptacles]
+        targets, lamps = ([t for t in lying if t.type == kind] for kind in (self._target, self._lamp))
+        needed = [*targets[:n_needed], *lamps[:1]]
+        spare = [*targets[n_needed:], *lamps[1:]]
+        others = [t for t in lying if t.type not in (self._target, self._lamp)]
+        n_asked = len(needed) + len(spare)
+        if knobs.n_distractors is None:
+            assert knobs.n_objects is not None
+            n = rng.randint(*knobs.n_objects)
+            n_asked = min(n_asked, n)
+            n_others = n - n_asked
+        elif knobs.n_objects is None:
+            n_others = rng.randint(*knobs.n_distractors)
+        else:
+            low, high = knobs.n_objects
+            n_others = rng.randint(knobs.n_distractors[0], min(knobs.n_distractors[1], high - len(needed)))
+            n_asked = min(max(n_asked, low - n_others), high - n_others)
+        kept = [*needed, *_some(rng, spare, n_asked - len(needed)), *_some(rng, others, n_others)]
+        ids = {t.id for t in kept}
+        self._things = [t for t in self._things if not t.receptacles or t.id in ids]
+        self._full = {r for t in kept for r in t.receptacles if r in self._single}
+        self._needed[self._target] = n_asked - len(lamps)
+        self._place(self._target, n_asked - len(needed) - len(spare))
+        self._add(n_others - len(others))
+
+    def _add(self, n: int) -> None:
+        """Add so many distractors of the classes that are usual in such rooms, or that fit."""
+        kinds: list[str] = []
+        weights: list[float] = []
+        while n > 0:
+            if not kinds:
+                kinds, weights = self._distractors()
+            kind = self._rng.choices(kinds, weights)[0]
+            before = len(self._things)
+            self._place(kind, 1)
+            if len(self._things) == before:  # its last home is taken
+                kinds = []
+            else:
+                n -= 1
+
+    def _distractors(self) -> tuple[list[str], list[float]]:
+        place = scene(self._number)
+        usual = {
+            kind: sum(i * share for i, share in enumerate(histogram)) / sum(histogram)
+            for kind, histogram in statistics()["placed"][place.kind].items()
+            if kind not in (self._target, self._lamp) and kind in place.object_types and self._homes(kind)[0]
+        }
+        if not usual:
+            raise ValueError(f"nothing else fits into {', '.join(sorted(self._by_type))} of floor plan {self._number}")
+        return list(usual), list(usual.values())
 
     def _put(self, kind: str, where: Receptacle | None) -> Thing:
         """Add one thing, in a receptacle or somewhere about the room."""

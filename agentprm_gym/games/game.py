@@ -15,11 +15,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from sys import intern
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentprm_gym.games.errors import BadGameError, UnsupportedGameError
-from agentprm_gym.games.facts import read_entities, read_facts
+from agentprm_gym.games.facts import no_entities, read_entities, read_facts
 from agentprm_gym.games.goal import Goal, parse_goal
+
+if TYPE_CHECKING:
+    from agentprm_gym.games.knobs import Knobs
 
 __all__ = [
     "SPLITS",
@@ -29,6 +32,7 @@ __all__ = [
     "UnsupportedGameError",
     "parse_game",
     "read_game_file",
+    "unread_game",
 ]
 
 SPLITS = ("train", "valid_seen", "valid_unseen")
@@ -42,16 +46,19 @@ TASK_TYPES = (
 )
 #: A file larger than this is no game: the official ones have about 110 kB.
 MAX_FILE_BYTES = 5_000_000
+# Nor is a grammar larger than this one that is known here (13 kB): it is not even searched.
+_MAX_GRAMMAR = 100_000
 
 # First 16 hex digits of the SHA-256 of the known domains, and what cleans there.
 _KNOWN_DOMAINS = {
-    "abd977daed3ce87d": frozenset({"SinkBasin", "Sink"}),  # the official games
-    "9f953aecdc35af60": frozenset({"SinkBasin"}),  # the alfworld package
+    "fd12e1f2896effe5": frozenset({"SinkBasin", "Sink"}),  # the official games
+    "3c0b24a49f36292e": frozenset({"SinkBasin"}),  # the alfworld package
 }
 # The same of the known grammars, with the task line blanked.
-_KNOWN_GRAMMARS = frozenset({"c1c25bb319bb4883", "56dc47bf2614d99f"})
+_KNOWN_GRAMMARS = frozenset({"5f205218f62a04aa", "722a3aa11deb43d6"})
 
 _TASK = re.compile(r"Your task is to: ((?:[^\"\\]|\\.)*)\"")
+_STRING_OR_SPACE = re.compile(r"\"(?:[^\"\\]|\\.)*\"|\s+")
 _HELP = re.compile(r"action\s+help\s*\{.*?feedback\s*::\s*\"(.*?)\"\s*;", re.DOTALL)
 _HELP_RULE = re.compile(r"\"help\.feedback\"\s*:\s*\[\s*\{\s*\"rhs\"\s*:\s*(\"(?:[^\"\\]|\\.)*\")")
 
@@ -83,6 +90,7 @@ class Game:
         fits: ``(receptacle type, object type)`` pairs that go together.
         sink_types: Receptacle types that clean.
         help_text: What the command ``help`` answers.
+        unsupported: Why only the stock engine plays it, or nothing. The tables of such a game are empty.
     """
 
     game_id: str
@@ -104,12 +112,17 @@ class Game:
     fits: frozenset[tuple[str, str]]
     sink_types: frozenset[str]
     help_text: str
+    unsupported: str = ""
     _data: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
-    _number: int | None = field(default=None, repr=False, compare=False)
+    _recipe: tuple[int, int, Knobs] | None = field(default=None, repr=False, compare=False)
 
-    def without_text(self, number: int) -> Game:
-        """Return this generated game without its text, which its number in the split makes anew."""
-        return replace(self, _data=None, _number=number)
+    def without_text(self, index: int, seed: int, knobs: Knobs) -> Game:
+        """Return this generated game without its text, which `generate_game` makes anew of these."""
+        return replace(self, _data=None, _recipe=(index, seed, knobs))
+
+    def with_task(self, task: str) -> Game:
+        """Return this game with its task in other words, for both engines; the goal stays what it is."""
+        return replace(self, task=task)
 
     def data(self) -> dict[str, Any]:
         """Return the official dictionary, which the stock engine plays.
@@ -119,12 +132,21 @@ class Game:
         Raises:
             BadGameError: The file has gone or changed into something else.
         """
+        data = self._original_data()
+        grammar = data.get("grammar")
+        line = _TASK.search(grammar) if isinstance(grammar, str) and len(grammar) <= _MAX_GRAMMAR else None
+        if grammar is not None and line is not None and _unescaped(line[1]) != self.task:
+            # The task was put in other words; dumps ends with the quotation mark that ends the line.
+            data["grammar"] = f"{grammar[: line.start(1)]}{json.dumps(self.task)[1:]}{grammar[line.end() :]}"
+        return data
+
+    def _original_data(self) -> dict[str, Any]:
         if self._data is not None:
             return dict(self._data)
-        if self._number is not None:
+        if self._recipe is not None:
             from agentprm_gym.games.generate import generate_game
 
-            return generate_game(self.split, self._number)
+            return generate_game(self.split, *self._recipe)
         assert self.path is not None  # parse_game keeps the data of whatever has no path
         return read_game_file(self.path)
 
@@ -163,28 +185,24 @@ def parse_game(data: Mapping[str, Any], *, game_id: str, split: str, path: str |
 
     Raises:
         BadGameError: Something is missing, of the wrong type, or contradicts itself.
-        UnsupportedGameError: The domain, the grammar or the goal is not known here.
+        UnsupportedGameError: The domain, the grammar or the goal is not known here; it may be sound,
+            and `unread_game` makes a game of it for the stock engine.
     """
     where = path or game_id
-    domain, grammar, problem = (_text(data, key, where) for key in ("pddl_domain", "grammar", "pddl_problem"))
-    blank_grammar = _TASK.sub('Your task is to: "', grammar)
+    domain, grammar, problem = _texts(data, where)
+    task_type = _task_type(game_id, where)
+    begin, end = _sections(problem, where)
     sink_types = _KNOWN_DOMAINS.get(domain_digest(domain))
     if sink_types is None:
         raise UnsupportedGameError(where, "its domain is none that the native engine knows")
+    blank_grammar = _TASK.sub('Your task is to: "', grammar) if len(grammar) <= _MAX_GRAMMAR else ""
     if grammar_digest(blank_grammar) not in _KNOWN_GRAMMARS:
         raise UnsupportedGameError(where, "its grammar is none that the native engine knows")
-    task_type = game_id.split("-", 1)[0]
-    if task_type not in TASK_TYPES:
-        raise BadGameError(
-            f"{where}: expected a folder that begins with one of {', '.join(TASK_TYPES)}, got {game_id!r}"
-        )
-    begin, end = problem.find("(:init"), problem.find("(:goal")
-    if begin < 0 or end < begin:
-        raise BadGameError(f"{where}: the problem lacks an (:init ...) followed by a (:goal ...)")
     try:
         goal = parse_goal(problem[end:])
     except ValueError as error:
         raise UnsupportedGameError(where, str(error)) from None
+    facts = read_facts(problem[:begin], problem[begin + len("(:init") : end], where, goal.types)
     return Game(
         game_id=game_id,
         split=split,
@@ -196,16 +214,73 @@ def parse_game(data: Mapping[str, Any], *, game_id: str, split: str, path: str |
         sink_types=sink_types,
         help_text=_help_text(blank_grammar),
         _data=dict(data) if path is None else None,
-        **read_entities(read_facts(problem[:begin], problem[begin + len("(:init") : end], where), where),
+        **read_entities(facts, where),
     )
 
 
-def _text(data: Mapping[str, Any], key: str, where: str) -> str:
-    value = data.get(key)
-    if not isinstance(value, str):
-        got = "nothing" if value is None else type(value).__name__
-        raise BadGameError(f"{where}: expected a string under {key!r}, got {got}")
-    return value
+def unread_game(data: Mapping[str, Any], *, game_id: str, split: str, why: str, path: str | None = None) -> Game:
+    """Make a game of what `parse_game` does not support: no table is read, and only the stock engine plays it.
+
+    Args:
+        data: As for `parse_game`.
+        game_id: As for `parse_game`.
+        split: The split it belongs to.
+        why: What is not supported.
+        path: The file it came from.
+
+    Raises:
+        BadGameError: Something is missing or of the wrong type.
+    """
+    where = path or game_id
+    _, grammar, problem = _texts(data, where)
+    task_type = _task_type(game_id, where)
+    _sections(problem, where)
+    if len(grammar) > _MAX_GRAMMAR or _TASK.search(grammar) is None:
+        raise BadGameError(f"{where}: expected a grammar with a line 'Your task is to: ...'")
+    return Game(
+        game_id=game_id,
+        split=split,
+        task_type=task_type,
+        task=_task(grammar, where),
+        walkthrough=_walkthrough(data, where),
+        path=path,
+        goal=Goal("", ""),
+        sink_types=frozenset(),
+        help_text="",
+        **no_entities(),
+        unsupported=why,
+        _data=dict(data) if path is None else None,
+    )
+
+
+def _texts(data: Mapping[str, Any], where: str) -> tuple[str, str, str]:
+    """Return domain, grammar and problem."""
+    texts = []
+    for key in ("pddl_domain", "grammar", "pddl_problem"):
+        value = data.get(key)
+        if not isinstance(value, str):
+            got = "nothing" if value is None else type(value).__name__
+            raise BadGameError(f"{where}: expected a string under {key!r}, got {got}")
+        texts.append(value)
+    domain, grammar, problem = texts
+    return domain, grammar, problem
+
+
+def _task_type(game_id: str, where: str) -> str:
+    task_type = game_id.split("-", 1)[0]
+    if task_type not in TASK_TYPES:
+        raise BadGameError(
+            f"{where}: expected a folder that begins with one of {', '.join(TASK_TYPES)}, got {game_id!r}"
+        )
+    return task_type
+
+
+def _sections(problem: str, where: str) -> tuple[int, int]:
+    """Return where the problem's initial state and its goal begin."""
+    begin, end = problem.find("(:init"), problem.find("(:goal")
+    if begin < 0 or end < begin:
+        raise BadGameError(f"{where}: the problem lacks an (:init ...) followed by a (:goal ...)")
+    return begin, end
 
 
 def _walkthrough(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
@@ -218,28 +293,40 @@ def _walkthrough(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(re.sub(r"\s+", "", text).encode()).hexdigest()[:16]
+    # A lone surrogate, which JSON may hold, is no UTF-8.
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
 
 
 @lru_cache(16)
 def domain_digest(domain: str) -> str:
-    """Hash a domain without comments, case and white space."""
-    return _digest(re.sub(r";[^\n]*", "", domain).lower())
+    """Hash a domain, whatever its comments, its case and its white space."""
+    words = " ".join(re.sub(r";[^\n]*", "", domain).lower().split())
+    return _digest(re.sub(r" ?([()]) ?", r"\1", words))
 
 
 @lru_cache(16)
 def grammar_digest(blank_grammar: str) -> str:
-    """Hash a grammar, whose task line was blanked, without white space."""
-    return _digest(blank_grammar)
+    """Hash a grammar, whose task line was blanked, whatever the white space outside its texts."""
+    # Triple quotes enclose JSON, whose own strings are the texts.
+    unquoted = blank_grammar.replace('"""', "'''")
+    return _digest(_STRING_OR_SPACE.sub(lambda found: "" if found[0].isspace() else found[0], unquoted))
 
 
 def _task(grammar: str, where: str) -> str:
     match = _TASK.search(grammar)
     assert match is not None  # a grammar without this line has another hash
+    task = _unescaped(match[1])
+    if task is None:
+        raise BadGameError(f"{where}: the task line is no text: {match[1]!r}")
+    return task
+
+
+def _unescaped(text: str) -> str | None:
+    """What a JSON string says; ``None`` where it is none."""
     try:
-        return str(json.loads(f'"{match[1]}"', strict=False))
+        return str(json.loads(f'"{text}"', strict=False))
     except ValueError:
-        raise BadGameError(f"{where}: the task line is no text: {match[1]!r}") from None
+        return None
 
 
 @lru_cache(16)

@@ -58,6 +58,12 @@ class Goal:
     affordances: tuple[str, ...] = ()
     lamp_type: str = ""
 
+    @property
+    def types(self) -> tuple[tuple[str, str], ...]:
+        """The types that it names, as the problem declares them: kind and name."""
+        named = (("otype", self.object_type), ("rtype", self.receptacle_type), ("otype", self.lamp_type))
+        return tuple((kind, f"{name}Type") for kind, name in named if name)
+
 
 def parse_goal(text: str) -> Goal:
     """Read a ``(:goal ...)`` section, white space and the problem's last parenthesis aside.

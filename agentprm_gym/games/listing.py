@@ -6,21 +6,24 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 from agentprm_gym.games.game import (
     SPLITS,
     TASK_TYPES,
     BadGameError,
     Game,
+    UnsupportedGameError,
     parse_game,
     read_game_file,
+    unread_game,
 )
+from agentprm_gym.games.knobs import GeneratorKwargs, Knobs, read_generator_kwargs
 
-#: How many generated games each split has.
+#: How many generated games each split has, if nothing else is asked for.
 GENERATED_SIZES = {"train": 3000, "valid_seen": 400, "valid_unseen": 400}
 
 _LAYOUT = "json_2.1.1"
@@ -53,18 +56,26 @@ class GameList(Sequence[Game]):
         bad_games: Error by id of the games that were met and cannot be played.
     """
 
-    def __init__(self, source: str, split: str, entries: Sequence[tuple[str, str | int]]) -> None:
+    def __init__(
+        self,
+        source: str,
+        split: str,
+        entries: Sequence[tuple[str, str | int]],
+        generator: GeneratorKwargs = GeneratorKwargs(),  # noqa: B008 - a tuple of constants
+    ) -> None:
         """Make a list; `find_games` does this.
 
         Args:
             source: Where the games come from.
             split: Which split.
             entries: Id and path, or id and number of a generated game, in order.
+            generator: What the generated ones are like.
         """
         self.source, self.split = source, split
         self.game_ids = tuple(game_id for game_id, _ in entries)
         self.bad_games: dict[str, str] = {}
         self._entries = tuple(entries)
+        self._generator = generator
         self._indices: dict[str, int] | None = None
         self._hash: str | None = None
 
@@ -88,7 +99,7 @@ class GameList(Sequence[Game]):
         game_id, where = self._entries[index]
         try:
             if isinstance(where, int):
-                return _generated_game(self.split, where)
+                return _generated_game(self.split, where, self._generator.seed, self._generator.knobs)
             return _game_of_file(where, game_id, self.split, _stamp(where))
         except BadGameError as error:
             self.bad_games[game_id] = str(error)
@@ -99,6 +110,21 @@ class GameList(Sequence[Game]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} {self.split} games of {self.source}>"
+
+    def unread(self, index: int) -> Game:
+        """Return a game that only the stock engine plays, with what it needs and no more.
+
+        Raises:
+            BadGameError: It is not even that.
+        """
+        try:
+            return self[index]
+        except UnsupportedGameError as error:
+            game_id, path = self._entries[index]
+            assert isinstance(path, str)  # generated games are all supported
+            game = _unread_game_of_file(path, game_id, self.split, error.what, _stamp(path))
+            self.bad_games.pop(game_id, None)
+            return game
 
     def playable(self, index: int) -> bool:
         """Return whether a game can be played; one that cannot is then in `bad_games`."""
@@ -175,6 +201,7 @@ def find_games(
     task_types: Sequence[str] | None = None,
     *,
     on_bad_game: str = "raise",
+    generator_kwargs: Mapping[str, Any] | None = None,
 ) -> GameList:
     """List the games of a split, sorted by id; generated ones by their number.
 
@@ -189,9 +216,12 @@ def find_games(
         task_types: Only these.
         on_bad_game: ``"raise"`` or ``"skip"``. Only checked here: listing reads no game, and a bad
             one always raises on access. Who plays them asks `GameList.playable` to skip.
+        generator_kwargs: What generated games are like, as JSON may hold it: the attributes of
+            `agentprm_gym.games.knobs.Knobs`, ``seed`` (0) and ``n_games`` (`GENERATED_SIZES`).
 
     Raises:
-        ValueError: Unknown split, source, task type or `on_bad_game`.
+        ValueError: Unknown split, source, task type, `on_bad_game` or key of `generator_kwargs`; or
+            these ask for what no game is like, or for games that are not generated.
         DataNotFoundError: Real games, or a folder's, are asked for and there are none.
     """
     if split not in SPLITS:
@@ -203,13 +233,19 @@ def find_games(
     for task_type in task_types or ():
         if task_type not in TASK_TYPES:
             raise ValueError(f"unknown task type {task_type!r}: choose from {', '.join(TASK_TYPES)}")
-    source, entries = _entries(split, os.fspath(games))
+    generator = read_generator_kwargs(generator_kwargs)
+    source, entries = _entries(split, os.fspath(games), generator)
+    if generator_kwargs and source != "generated":
+        raise ValueError(
+            f"generator_kwargs are about generated games, and games={os.fspath(games)!r} are those of {source!r}: "
+            "say games='generated'"
+        )
     if task_types is not None:
         entries = [entry for entry in entries if entry[0].split("-", 1)[0] in task_types]
-    return GameList(source, split, entries)
+    return GameList(source, split, entries, generator)
 
 
-def _entries(split: str, games: str) -> tuple[str, Sequence[tuple[str, str | int]]]:
+def _entries(split: str, games: str, generator: GeneratorKwargs) -> tuple[str, Sequence[tuple[str, str | int]]]:
     """Return where the games come from, and their entries."""
     if games in ("auto", "alfworld"):
         found = _scan(data_root(), split)
@@ -233,7 +269,9 @@ def _entries(split: str, games: str) -> tuple[str, Sequence[tuple[str, str | int
         return games, found
     from agentprm_gym.games.generate import generated_game_id
 
-    return "generated", [(generated_game_id(split, i), i) for i in range(GENERATED_SIZES[split])]
+    knobs, seed, n_games = generator
+    n = GENERATED_SIZES[split] if n_games is None else n_games
+    return "generated", [(generated_game_id(split, i, seed, knobs), i) for i in range(n)]
 
 
 def _scan(root: Path, split: str) -> tuple[tuple[str, str], ...]:
@@ -257,9 +295,12 @@ def _scan_split(folder: str, stamp: int) -> tuple[tuple[str, str], ...]:
 
 def _is_unsolvable(path: Path) -> bool:
     """Look for the flag at the file's end: all of train's files are 380 MB."""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 2048))
-        match = _SOLVABLE.search(file.read())
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 2048))
+            match = _SOLVABLE.search(file.read())
+    except OSError:
+        return False  # a folder, say; who reads it says what is wrong
     return match is not None and match[1] == b"false"
 
 
@@ -277,8 +318,13 @@ def _game_of_file(path: str, game_id: str, split: str, stamp: tuple[int, int]) -
 
 
 @lru_cache(_MANY)
-def _generated_game(split: str, index: int) -> Game:
+def _unread_game_of_file(path: str, game_id: str, split: str, why: str, stamp: tuple[int, int]) -> Game:
+    return unread_game(read_game_file(path), game_id=game_id, split=split, why=why, path=path)
+
+
+@lru_cache(_MANY)
+def _generated_game(split: str, index: int, seed: int, knobs: Knobs) -> Game:
     from agentprm_gym.games.generate import generate_game
 
-    data = generate_game(split, index)
-    return parse_game(data, game_id=data["game_id"], split=split).without_text(index)
+    data = generate_game(split, index, seed, knobs)
+    return parse_game(data, game_id=data["game_id"], split=split).without_text(index, seed, knobs)

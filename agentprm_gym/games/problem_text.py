@@ -111,11 +111,10 @@ def goal_text(task_type: str, object_type: str, receptacle_type: str) -> str:
 
 def _facts(room: Room, task_types: Iterable[str]) -> list[str]:
     tables, things = room.tables, room.things
-    typed = [t for t in things if t.type not in _UNTYPED]
-    object_types = {t.type for t in typed}.union(task_types)
+    object_types = {t.type for t in things}.union(task_types)
     receptacle_types = sorted({r.type for r in room.receptacles})
     facts = [f"(receptacleType {r.id} {r.type}Type)" for r in room.receptacles]
-    facts += [f"(objectType {t.id} {t.type}Type)" for t in typed]
+    facts += [f"(objectType {t.id} {t.type}Type)" for t in things]
     facts += [
         f"(canContain {r}Type {o}Type)"
         for r in receptacle_types
@@ -138,16 +137,13 @@ def _facts(room: Room, task_types: Iterable[str]) -> list[str]:
     return facts
 
 
-_UNTYPED = ("Faucet", "Lamp", "ShowerHead", "ShowerCurtain")
-
-
 def problem(name: str, room: Room, task_type: str, object_type: str, receptacle_type: str) -> str:
     """The whole PDDL problem."""
     things = sorted(room.things, key=lambda t: t.id)
     room = Room(room.receptacles, things, room.start, room.tables)
     locations = {r.location for r in room.receptacles} | {t.location for t in things} | {room.start}
     object_types = {o for types in room.tables["can_contain"].values() for o in types}
-    object_types |= {t.type for t in things if t.type not in _UNTYPED}
+    object_types |= {t.type for t in things}
     receptacle_types = {r.type for r in room.receptacles} | set(room.tables["can_contain"])
     objects = ["agent1 - agent"]
     objects += [f"{o}Type - otype" for o in sorted(object_types)]

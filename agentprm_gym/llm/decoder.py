@@ -6,6 +6,7 @@ taken back a little, or whose cache had to be dropped, needs no special treatmen
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from agentprm_gym.llm.packing import PackedTrees, fill_ancestors
 
 #: A second forward for the long rows pays when it saves this many padded tokens.
 _SPLIT_GAIN = 256
+
+
+class DeviceMemoryError(MemoryError):
+    """A single transcript does not fit into the device's memory."""
 
 
 @dataclass(slots=True)
@@ -54,9 +59,13 @@ class _Feed:
 class TranscriptDecoder:
     """Key-value caches of running transcripts under one adapter.
 
+    Where the device's memory does not suffice, all caches are dropped, the decoder goes on with half as many rows at a time,
+    and reads again what it needs: slower, with the same results.
+
     Attributes:
         n_fed: tokens fed so far, padding not counted.
         n_evicted: how often a row's cache was dropped to stay within the budget.
+        n_out_of_memory: how often the device's memory did not suffice.
     """
 
     def __init__(self, model: LanguageModel, n_rows: int, *, max_tokens: int | None = None) -> None:
@@ -75,7 +84,7 @@ class TranscriptDecoder:
             raise ValueError(f"expected at least one row and one token, got {n_rows} and {max_tokens}")
         self.model, self.max_tokens = model, max_tokens
         self.cache = RaggedCache(n_rows, max_tokens=max_tokens)
-        self.n_fed = self.n_evicted = 0
+        self.n_fed = self.n_evicted = self.n_out_of_memory = 0
         # Slot of each cached row, the one that was used last at the end.
         self._slots: OrderedDict[Hashable, int] = OrderedDict()
 
@@ -122,6 +131,7 @@ class TranscriptDecoder:
 
         Raises:
             ValueError: a single transcript exceeds the budget.
+            DeviceMemoryError: a single transcript does not fit into the device's memory.
         """
         out: list[torch.Tensor | None] = [None] * len(extensions)
         waiting = list(range(len(extensions)))
@@ -130,9 +140,42 @@ class TranscriptDecoder:
             n_slots = self._fit([extensions[i] for i in waiting])
             waiting.sort(key=lambda i: (extensions[i].row not in self._slots, i))
             wave, waiting = waiting[:n_slots], waiting[n_slots:]
-            for i, hidden in zip(wave, self._run([extensions[i] for i in wave]), strict=True):
-                out[i] = hidden
+            try:
+                done = self._run([extensions[i] for i in wave])
+            except torch.OutOfMemoryError as error:
+                failure = str(error)
+            else:
+                for i, hidden in zip(wave, done, strict=True):
+                    out[i] = hidden
+                continue
+            # Only here, where the error no longer holds the frames with their tensors, is memory free again.
+            longest = max(len(extensions[i].ids) + len(extensions[i].tree_tokens) for i in wave)
+            self._use_less_memory(len(wave), longest, failure)
+            waiting = wave + waiting
         return [hidden for hidden in out if hidden is not None]
+
+    def _use_less_memory(self, n_wave: int, longest: int, failure: str) -> None:
+        """Drop all caches and go on with half as many rows at a time."""
+        n_rows, device = len(self.cache.lengths), self.model.device
+        advice = "lower n_envs, or cache_tokens or max_context in policy_kwargs"
+        self.n_out_of_memory += 1
+        if n_rows == 1:
+            raise DeviceMemoryError(
+                f"a transcript of {longest} tokens alone does not fit into the memory of {device}: {advice}, or take a smaller "
+                f"model ({failure})"
+            )
+        if self.n_out_of_memory == 1:
+            warnings.warn(
+                f"the memory of {device} does not suffice for {n_wave} transcripts of up to {longest} tokens at once: their "
+                f"caches are dropped and they are read again, fewer at a time, which is slower; to avoid this, {advice}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self.n_evicted += len(self._slots)
+        self._slots.clear()
+        self.cache = RaggedCache(max(1, min(n_wave, n_rows) // 2), max_tokens=self.max_tokens)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _run(self, wave: Sequence[Extension]) -> list[torch.Tensor]:
         names = {extension.row for extension in wave}

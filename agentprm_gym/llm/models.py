@@ -8,11 +8,13 @@ traps (a switched-away adapter stops being trainable, leaving a context makes a 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +32,10 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from agentprm_gym.llm.adapters import SETTINGS, check_settings, read_adapter, write_adapter
 from agentprm_gym.llm.cache import RaggedCache
-from agentprm_gym.llm.packing import PackedTrees
-from agentprm_gym.llm.prompts import PromptFormat
+from agentprm_gym.llm.packing import PackedTrees, TokenTree, pack
+from agentprm_gym.llm.prompts import TEMPLATES, PromptFormat
 
 #: Names that stand for a model shipped with the package.
 BUNDLED = ("tiny",)
@@ -46,9 +49,14 @@ class AdapterMismatchError(ValueError):
     """An adapter was made for another base model."""
 
 
+class UnsupportedModelError(ValueError):
+    """A model computes something that token trees and caches cannot reproduce."""
+
+
 def lora_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an adapter's PEFT configuration makes another adapter of the same shape."""
-    return {k: config[k] for k in ("r", "lora_alpha", "lora_dropout", "target_modules")}
+    """What of an adapter's PEFT configuration makes another adapter of the same shape, JSON-able."""
+    chosen = {k: config[k] for k in SETTINGS if config.get(k) not in (None, False, {})}
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in chosen.items()}
 
 
 def resolve_model(name: str) -> str:
@@ -67,6 +75,17 @@ def resolve_model(name: str) -> str:
         f"unknown model {name!r}: expected one of the bundled aliases {list(BUNDLED)}, a folder with a saved "
         "Hugging Face causal language model, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'"
     )
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    enabled = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            hf_logging.enable_progress_bar()
 
 
 def _quantization(kind: str | None, device: str | torch.device) -> dict[str, Any]:
@@ -163,6 +182,7 @@ class LanguageModel:
             trust_remote_code: run code from the model's repository; off unless you trust it.
 
         Raises:
+            UnsupportedModelError: (a ValueError) if the architecture does not take token trees.
             ValueError: for an unknown name, attention implementation or quantization.
             ImportError: if what quantization needs is not installed.
         """
@@ -172,10 +192,7 @@ class LanguageModel:
         path = resolve_model(name)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         # transformers' bars help with downloads; for a folder they would only flash up between ours.
-        quiet = Path(path).is_dir() and hf_logging.is_progress_bar_enabled()
-        if quiet:
-            hf_logging.disable_progress_bar()
-        try:
+        with _no_progress_bars() if Path(path).is_dir() else nullcontext():
             base: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 dtype=dtype,
@@ -183,11 +200,10 @@ class LanguageModel:
                 trust_remote_code=trust_remote_code,
                 **extra,
             )
-        finally:
-            if quiet:
-                hf_logging.enable_progress_bar()
         base = base if extra else base.to(device)
-        return cls(base, tokenizer, name=name, template=template, reasons=reasons, max_context=max_context)
+        model = cls(base, tokenizer, name=name, template=template, reasons=reasons, max_context=max_context)
+        model.check_architecture()
+        return model
 
     @property
     def device(self) -> torch.device:
@@ -242,25 +258,34 @@ class LanguageModel:
             lora: keyword arguments of ``peft.LoraConfig``, JSON-able; :data:`DEFAULT_LORA` where ``None``.
 
         Raises:
-            ValueError: if the name is taken.
+            ValueError: if the name is taken, or the settings are those of another kind of adapter than plain LoRA.
         """
         if name in self.adapters:
             raise ValueError(f"adapter {name!r} exists already; adapters: {self.adapters}")
+        check_settings(lora or {}, f"adapter {name!r}")
         config = LoraConfig(**{**DEFAULT_LORA, **(lora or {})})
-        if self._peft is None:
-            with warnings.catch_warnings():
-                # PEFT still asks transformers by the old name; nothing that a user could do about.
-                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        with warnings.catch_warnings():
+            # Nothing that a user could do about: PEFT asks transformers by an old name, and finds out by itself how GPT-2
+            # stores its weights.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)
+            if self._peft is None:
                 peft = get_peft_model(self.base, config, adapter_name=name)
-            assert isinstance(peft, PeftModel)
-            self._peft = peft
-        else:
-            self._peft.add_adapter(name, config)
+                assert isinstance(peft, PeftModel)
+                self._peft = peft
+            else:
+                self._peft.add_adapter(name, config)
         self._freeze()
 
     def remove_adapter(self, name: str) -> None:
         """Forget an adapter; unknown names are ignored."""
-        if self._peft is not None and name in self.adapters and len(self.adapters) > 1:
+        if self._peft is None or name not in self.adapters:
+            return
+        if len(self.adapters) == 1:
+            # PEFT keeps a wrapper around at least one: with the last adapter the wrapper goes, and the base is bare again.
+            self._peft.unload()
+            self._peft = None
+        else:
             if self._peft.active_adapter == name:
                 self._peft.set_adapter(next(a for a in self.adapters if a != name))
             self._peft.delete_adapter(name)
@@ -269,8 +294,7 @@ class LanguageModel:
     def copy_adapter(self, source: str, target: str) -> None:
         """Copy an adapter's weights into another of the same shape, which is made where it is missing."""
         if target not in self.adapters:
-            config = self._need(source).peft_config[source].to_dict()
-            self.add_adapter(target, lora_settings(config))
+            self.add_adapter(target, lora_settings(self.adapter_config(source)))
         self.load_adapter_state(target, self.adapter_state(source))
 
     def adapter_config(self, name: str) -> dict[str, Any]:
@@ -280,7 +304,8 @@ class LanguageModel:
 
     def adapter_state(self, name: str) -> dict[str, torch.Tensor]:
         """A copy of an adapter's tensors, in PEFT's naming, on the CPU."""
-        state = get_peft_model_state_dict(self._need(name), adapter_name=name)
+        # PEFT would put the base's embeddings in, where an adapter hangs on them.
+        state = get_peft_model_state_dict(self._need(name), adapter_name=name, save_embedding_layers=False)
         return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
 
     def load_adapter_state(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
@@ -305,6 +330,127 @@ class LanguageModel:
         """An adapter's parameters, by name and not by what happens to require gradients now."""
         mark = f".{name}."
         return [p for key, p in self._need(name).named_parameters() if mark in key]
+
+    def export_adapter(self, name: str, folder: str | os.PathLike[str]) -> Path:
+        """Write an adapter as PEFT does: ``PeftModel.from_pretrained(base, folder)`` reads it.
+
+        Args:
+            name: the adapter.
+            folder: made where it is missing.
+
+        Returns:
+            The folder.
+        """
+        config = self.adapter_config(name)
+        base = resolve_model(self.name) if self.name in BUNDLED else self.name
+        config |= {"base_model_name_or_path": base, "task_type": "CAUSAL_LM", "inference_mode": True}
+        return write_adapter(folder, config, self.adapter_state(name))
+
+    def import_adapter(self, name: str, folder: str | os.PathLike[str]) -> None:
+        """Read an adapter that PEFT wrote (``peft``, ``trl`` or :meth:`export_adapter`).
+
+        PEFT notes the base only by name, which proves nothing; an adapter of another base with the same shapes is taken
+        without complaint.
+
+        Args:
+            name: what to call it. An adapter of this name must have the same shape and scale; a missing one is made.
+            folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+        Raises:
+            AdapterMismatchError: if it does not fit this base, or the adapter that has the name.
+            FileNotFoundError: if there is no such folder, or it lacks one of the two files.
+            ValueError: for a pickle, or another kind of adapter than plain LoRA.
+        """
+        found = read_adapter(folder)
+        made = name not in self.adapters
+        if made:
+            try:
+                self.add_adapter(name, found.settings)
+            except ValueError as error:  # PEFT finds none of the modules
+                raise AdapterMismatchError(f"the adapter in {folder} does not fit {self.name!r}: {error}") from error
+        else:
+            have = lora_settings(self.adapter_config(name))
+            scale = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+            odd = [k for k in scale if (have.get(k) or None) != (found.settings.get(k) or None)]
+            if odd:
+                raise AdapterMismatchError(
+                    f"the adapter in {folder} has {odd[0]}={found.settings.get(odd[0])!r}, adapter {name!r} has "
+                    f"{have.get(odd[0])!r}: make {name!r} with the same LoRA settings, or import under another name"
+                )
+        try:
+            self.load_adapter_state(name, found.tensors)
+        except AdapterMismatchError:
+            if made:
+                self.remove_adapter(name)
+            raise
+
+    def merged_state(self, name: str) -> dict[str, torch.Tensor]:
+        """The base's tensors on the CPU with an adapter folded in, named as without PEFT; the base stays as it is.
+
+        Raises:
+            ValueError: if the base is quantized: its weights cannot be added to.
+        """
+        self._need(name)
+        if self._merged is not None:
+            raise RuntimeError(f"adapter {self._merged!r} is merged into the base; leave merged() first")
+        if getattr(self.base, "is_quantized", False):
+            raise ValueError(
+                f"{self.name!r} is loaded with quantization, so no adapter can be merged: load it without, or export the "
+                "adapter alone"
+            )
+        layers = {k: m for k, m in self.base.named_modules() if hasattr(m, "base_layer") and hasattr(m, "lora_A")}
+        out: dict[str, torch.Tensor] = {}
+        for key, value in self.base.state_dict().items():
+            owner = next((k for k in _parents(key) if k in layers), None)
+            rest = key if owner is None else key[len(owner) + 1 :]
+            if owner is None:
+                out[key] = value.cpu()
+            elif rest.startswith("base_layer."):
+                rest = rest.removeprefix("base_layer.")
+                layer: Any = layers[owner]
+                holds = name in layer.lora_A or name in layer.lora_embedding_A
+                with torch.no_grad():
+                    merged = value + layer.get_delta_weight(name).to(value) if holds and rest == "weight" else value
+                out[f"{owner}.{rest}"] = merged.detach().cpu()
+        return out
+
+    def export_merged(self, name: str, folder: str | os.PathLike[str]) -> Path:
+        """Write a standalone model: the base with an adapter folded in, and the tokenizer.
+
+        ``AutoModelForCausalLM.from_pretrained(folder)`` and :meth:`load` read it.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: if the base is quantized.
+        """
+        state, config = self.merged_state(name), self.export_config()
+        with torch.device("meta"):
+            model: Any = type(self.base)(config)
+        model.generation_config = copy.deepcopy(self.base.generation_config)
+        return self.write_model(model, state, self.tokenizer, folder)
+
+    def export_config(self) -> Any:
+        """A copy of the base's configuration for a model that is made from it; it names the prompt template."""
+        config = copy.deepcopy(self.base.config)
+        config.use_cache = True
+        config.agentprm_template = self.prompt.template if self.prompt.template in TEMPLATES else self.prompt.source
+        return config
+
+    @staticmethod
+    def write_model(
+        model: Any,
+        state: Mapping[str, torch.Tensor],
+        tokenizer: PreTrainedTokenizerBase,
+        folder: str | os.PathLike[str],
+    ) -> Path:
+        """Write a model that was made without weights (``torch.device("meta")``), its weights and a tokenizer."""
+        model.load_state_dict(dict(state), assign=True)
+        with _no_progress_bars():
+            model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return Path(folder)
 
     def _need(self, name: str) -> PeftModel:
         if self._peft is None or name not in self.adapters:
@@ -400,7 +546,7 @@ class LanguageModel:
         if self.sliding_window is not None:
             window = self._attention_mask(packed.window_mask(self.sliding_window))
             # Models that mix full and windowed layers take a mask of each kind.
-            mixed = hasattr(self.base.config.get_text_config(), "layer_types")
+            mixed = getattr(self.base.config.get_text_config(), "layer_types", None) is not None
             mask = {"full_attention": mask, "sliding_attention": window} if mixed else window
         out = self.base.get_decoder()(
             input_ids=packed.ids,
@@ -419,10 +565,17 @@ class LanguageModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Vocabulary logits in float32 for hidden states (..., hidden_size) -> (..., vocabulary)."""
-        return self._capped(self.base.get_output_embeddings()(hidden).float())
+        return self._scaled(self.base.get_output_embeddings()(hidden).float())
 
-    def _capped(self, logits: torch.Tensor) -> torch.Tensor:
-        cap = getattr(self.base.config.get_text_config(), "final_logit_softcapping", None)
+    def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
+        """What some architectures do to logits behind the output layer."""
+        config = self.base.config.get_text_config()
+        kind = str(config.model_type)
+        if kind.startswith("granite"):
+            return logits / config.logits_scaling
+        if kind.startswith("cohere"):
+            return logits * config.logit_scale
+        cap = getattr(config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def token_logits(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -436,7 +589,7 @@ class LanguageModel:
         logits = torch.einsum("nh,nh->n", hidden.to(head.weight.dtype), head.weight[tokens]).float()
         if head.bias is not None:
             logits = logits + head.bias[tokens].float()
-        return self._capped(logits)
+        return self._scaled(logits)
 
     def token_log_probs(self, hidden: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of tokens in the whole vocabulary.
@@ -455,3 +608,58 @@ class LanguageModel:
         # A slice at a time: (M, V) of a large vocabulary would not fit.
         totals = torch.cat([self.logits(part).logsumexp(-1) for part in hidden.split(256)])  # (M,)
         return self.token_logits(hidden[rows], tokens) - totals[rows]
+
+    @torch.no_grad()
+    def check_architecture(self) -> None:
+        """Hold token trees against the model's own forward pass, on four tokens, with a cache and without.
+
+        Some architectures scale logits behind the output layer, ignore masks or positions that are given to them, or read
+        tokens one after another. Their numbers would be wrong without a word.
+
+        Raises:
+            UnsupportedModelError: if the logits differ, or the model does not take the arguments.
+        """
+        kind = type(self.base).__name__
+        kinds = set(getattr(self.base.config.get_text_config(), "layer_types", None) or [])
+        if kinds - {"full_attention", "sliding_attention"}:
+            raise UnsupportedModelError(
+                f"{self.name!r} ({kind}) has layers of the kinds {sorted(kinds)}; token trees need attention layers, full or "
+                "within a sliding window"
+            )
+        size = int(self.base.config.get_text_config().vocab_size)
+        a, b, c, d = (i % size for i in (5, 6, 7, 8))
+        tree = TokenTree([a, b], [c, d], [1, 0])  # c stands behind b, d in b's place
+        packed = pack([tree], 0, self.device)
+        try:
+            theirs = self.base(input_ids=torch.tensor([[a, b, c], [a, d, d]], device=self.device)).logits.float()
+            expected = torch.stack([theirs[0, 0], theirs[0, 1], theirs[0, 2], theirs[1, 1]])  # (4, V)
+            plain = self.logits(self.hidden(packed))[0]
+            cache = RaggedCache(1)
+            cache.begin(torch.tensor([0]), 1)
+            self.hidden(pack([TokenTree([a])], 0, self.device), cache)
+            cache.lengths[0] = 1
+            cache.begin(torch.tensor([0]), 3)
+            rest = PackedTrees(packed.ids[:, 1:], packed.positions[:, 1:], packed.mask[:, :, 1:], packed.positions)
+            cached = self.logits(self.hidden(rest, cache))[0]
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever an unknown architecture does with what it is given
+            raise UnsupportedModelError(
+                f"{self.name!r} ({kind}) cannot be evaluated on token trees ({type(error).__name__}: {error}); take a "
+                "decoder with rotary or learned positions, such as Llama, Mistral, Qwen or Gemma"
+            ) from error
+        # Half precision rounds otherwise on another path; a wrong mask or scale is much further off.
+        allowed = (1e-3 if self.base.dtype == torch.float32 else 0.1) * max(float(expected.abs().max()), 1e-3)
+        worst = max(float((plain - expected).abs().max()), float((cached - expected[1:]).abs().max()))
+        if not worst <= allowed:
+            raise UnsupportedModelError(
+                f"{self.name!r}: the logits of {kind} on a token tree differ by {worst:.3g} from its own, more than "
+                f"{allowed:.3g}: the architecture scales its logits, or ignores the mask or the positions it is given"
+            )
+
+
+def _parents(key: str) -> Iterator[str]:
+    """The modules that a tensor is in, innermost first."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key

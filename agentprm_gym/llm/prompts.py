@@ -29,8 +29,14 @@ TEMPLATES = ("compact", "full", "react")
 
 # Stand for a reason and a command while a template is taken apart; private use characters, so that no text holds them.
 _REASON, _COMMAND = "\ue001", "\ue002"
-#: Chat templates that write the date get this one: a transcript must not change over night.
+# Chat templates that write the date get the same one every day: a transcript must not change over night. As a macro, since
+# transformers hands templates no functions but its own.
 _DATE = datetime.datetime(2025, 1, 1)
+_NO_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{c}', '{_DATE.strftime('%' + c)}')" for c in "aAbBdeHIjmMpSyYFT")
+    + " }}{% endmacro +%}"
+)
 
 
 def template_source(template: str) -> str:
@@ -82,6 +88,70 @@ def _render(module: Any, macro: str, *args: Any) -> str:
         raise ValueError(f"the prompt template's macro {macro!r} failed ({type(error).__name__}: {error})") from error
 
 
+@dataclass(slots=True)
+class TextPrompt:
+    """A prompt template without a tokenizer: what is said, as text. Chat servers bring their own tokenizer.
+
+    Args:
+        template: a name from :data:`TEMPLATES`, a ``.jinja`` file, or a template's text.
+
+    Raises:
+        ValueError: for an unknown or broken template.
+        FileNotFoundError: if there is no such file.
+    """
+
+    template: str = "full"
+    source: str = field(init=False)
+    #: What a response says before its command, where no reason is given.
+    lead: str = field(init=False)
+    #: What it says before and after a reason; ``None`` where the template has no place for one.
+    around_reason: tuple[str, str] | None = field(init=False, default=None)
+    _module: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the template and find what it writes around reason and command."""
+        self.source = template_source(self.template)
+        self._module = _macros(self.source)
+        plain = self.response("", _COMMAND)
+        if plain.count(_COMMAND) != 1 or not plain.endswith(_COMMAND):
+            raise ValueError(
+                f"the prompt template's response(reason, command) must end with the command; without a reason it gives "
+                f"{plain.replace(_COMMAND, '<command>')!r}"
+            )
+        self.lead = plain[: -len(_COMMAND)]
+        whole = self.response(_REASON, _COMMAND)
+        if _REASON in whole and whole.endswith(_COMMAND):
+            before, _, after = whole[: -len(_COMMAND)].partition(_REASON)
+            self.around_reason = before, after
+
+    def prompt(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> str:
+        """What the model is told at a turn."""
+        return _render(self._module, "prompt", task, feedback, list(admissible_commands), first)
+
+    def response(self, reason: str, command: str) -> str:
+        """A well-formed response."""
+        return _render(self._module, "response", reason, command)
+
+    def judge(self, task: str) -> str:
+        """What a process reward model reads behind a response; empty where the template says nothing about it."""
+        return _render(self._module, "judge", task) if hasattr(self._module, "judge") else ""
+
+    @property
+    def has_marker(self) -> bool:
+        """Whether a well-formed response says where its command stands (``ACTION:``)."""
+        return bool(self.lead.strip())
+
+    def read(self, text: str) -> tuple[str, str, bool]:
+        """Read a response that was written freely.
+
+        Returns:
+            ``(reason, command, well_formed)``. A response that lacks the template's marker is malformed: the whole of it is
+            taken for the command, and the game will say that nothing happens.
+        """
+        reason, command = parse_response(text)
+        return reason, command, not self.has_marker or (command != text.strip() and bool(command))
+
+
 @dataclass(frozen=True, slots=True)
 class ChatPieces:
     """The strings that a chat template puts around messages, found by rendering a conversation of markers.
@@ -107,8 +177,9 @@ class ChatPieces:
         marks = ["\u2983A\u2984", "\u2983B\u2984", "\u2983C\u2984", "\u2983D\u2984"]
         roles = ["user", "assistant", "user", "assistant"]
         messages = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        fixed: dict[str, Any] = {"strftime_now": _DATE.strftime, "date_string": _DATE.strftime("%d %b %Y")}
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, **fixed))
+        template = _NO_CLOCK + tokenizer.get_chat_template()
+        date = _DATE.strftime("%d %b %Y")
+        text = str(tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, date_string=date))
         parts: list[str] = []
         for mark in marks:
             before, found, text = text.partition(mark)
@@ -141,7 +212,7 @@ class PromptFormat:
     #: Tokens before and after a reason; the command comes next.
     reason_open: list[int] = field(init=False, default_factory=list)
     reason_close: list[int] = field(init=False, default_factory=list)
-    _module: Any = field(init=False, repr=False)
+    _text: TextPrompt = field(init=False, repr=False)
     _chat: ChatPieces | None = field(init=False, default=None)
     _cache: dict[str, list[int]] = field(init=False, default_factory=dict, repr=False)
     _eot: list[int] = field(init=False)
@@ -150,8 +221,8 @@ class PromptFormat:
 
     def __post_init__(self) -> None:
         """Check the template and take it and the tokenizer's chat format apart."""
-        self.source = template_source(self.template)
-        self._module = _macros(self.source)
+        self._text = TextPrompt(self.template)
+        self.source = self._text.source
         if self.tokenizer.eos_token_id is None:
             raise ValueError(
                 f"{self.tokenizer.name_or_path!r}: the tokenizer has no eos_token to end a response with; set one"
@@ -165,20 +236,13 @@ class PromptFormat:
         self._split_response()
 
     def _split_response(self) -> None:
-        """Find what the template writes around reason and command."""
-        plain = _render(self._module, "response", "", _COMMAND)
-        if plain.count(_COMMAND) != 1 or not plain.endswith(_COMMAND):
-            raise ValueError(
-                f"the prompt template's response(reason, command) must end with the command; without a reason it gives "
-                f"{plain.replace(_COMMAND, '<command>')!r}"
-            )
-        lead = plain[: -len(_COMMAND)]
+        """Encode what the template writes around reason and command."""
+        lead = self._text.lead
         # A blank belongs to the word behind it, as tokenizers see it. Where nothing stands before, there is none.
         self._gap = " " if lead.endswith(" ") else ""
         self.lead = self._encode(lead.removesuffix(" "))
-        whole = _render(self._module, "response", _REASON, _COMMAND)
-        if _REASON in whole and whole.endswith(_COMMAND):
-            before, _, after = whole[: -len(_COMMAND)].partition(_REASON)
+        if self._text.around_reason is not None:
+            before, after = self._text.around_reason
             self.reason_open = self._encode(before.removesuffix(" "))
             self.reason_close = self._encode(after.removesuffix(" "))
         elif self.reasons:
@@ -200,11 +264,11 @@ class PromptFormat:
 
     def prompt_text(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> str:
         """What the model is told at a turn, without the chat template around it."""
-        return _render(self._module, "prompt", task, feedback, list(admissible_commands), first)
+        return self._text.prompt(task, feedback, admissible_commands, first)
 
     def response_text(self, reason: str, command: str) -> str:
         """A well-formed response."""
-        return _render(self._module, "response", reason, command)
+        return self._text.response(reason, command)
 
     def prompt_ids(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> list[int]:
         """Tokens of one turn's prompt, ending where the response begins."""
@@ -222,13 +286,11 @@ class PromptFormat:
         The compact template repeats the task, as it does before every command: a small model judges a command far better
         when what was asked for stands right before the place where it must answer.
         """
-        if not hasattr(self._module, "judge"):
-            return []
         # No command begins with this character, so the two kinds of keys cannot meet.
         key = "\x00" + task
         ids = self._cache.get(key)
         if ids is None:
-            ids = self._cache[key] = self._encode(_render(self._module, "judge", task))
+            ids = self._cache[key] = self._encode(self._text.judge(task))
         return ids
 
     def command_ids(self, command: str) -> list[int]:
@@ -281,10 +343,8 @@ class PromptFormat:
         """Read a freely written response.
 
         Returns:
-            ``(text, reason, command, well_formed)``. A response that lacks the template's marker is malformed: the whole of
-            it is taken for the command, and the game will say that nothing happens.
+            ``(text, reason, command, well_formed)``, see :meth:`TextPrompt.read`.
         """
         end = len(ids) - 1 if ids and ids[-1] == self.end_of_turn else len(ids)
         text = str(self.tokenizer.decode(list(ids[:end]), skip_special_tokens=True)).strip()
-        reason, command = parse_response(text)
-        return text, reason, command, not self.has_marker or (command != text and bool(command))
+        return text, *self._text.read(text)

@@ -19,6 +19,23 @@ class ContextTooShortError(ValueError):
     """A single turn does not fit into the model's context."""
 
 
+def n_to_drop(sizes: Sequence[int], room: int) -> int:
+    """The rule: how many of the oldest turns behind the first have to go.
+
+    Args:
+        sizes: of all turns, the first and the present one among them.
+        room: what they may take together.
+
+    Returns:
+        The number of turns to drop; what is left may still be too large where only the first and the present turn are left.
+    """
+    rest, drop = list(sizes[1:]), 0
+    goal = max(room // 2, sizes[0] + rest[-1]) if rest else 0
+    while len(rest) - drop > 1 and sizes[0] + sum(rest[drop:]) > goal:
+        drop += 1
+    return drop
+
+
 @dataclass(slots=True)
 class TranscriptWriter:
     """Writes one episode, turn by turn.
@@ -61,9 +78,7 @@ class TranscriptWriter:
         if len(self.ids) <= room:
             return False
         first, rest = self._turns[0], self._turns[1:]
-        goal = max(room // 2, len(first) + len(rest[-1])) if rest else 0
-        while len(rest) > 1 and len(first) + sum(map(len, rest)) > goal:
-            rest.pop(0)
+        del rest[: n_to_drop([len(turn) for turn in self._turns], room)]
         if not rest or len(first) + len(rest[-1]) > room:
             need = len(first) + (len(rest[-1]) if rest else 0) + self.limit - room
             raise ContextTooShortError(

@@ -8,17 +8,22 @@ scores every turn of it, and one pass over a token tree scores many candidates o
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.models import LanguageModel, lora_settings
 from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.transcripts import Passage, encode_turns
+from agentprm_gym.saving import SavedModel, check_base, read_save
 
 #: Name of the adapter under which a process reward model lives.
 PRM = "prm"
@@ -130,9 +135,96 @@ class ProcessRewardModel:
         (scores,) = self.score([(task, turns, [(t, [turn.command]) for t, turn in enumerate(turns)])])
         return torch.cat(scores)
 
+    def input_ids(self, task: str, turns: Sequence[Turn], command: str | None = None) -> list[int]:
+        """The tokens at whose end this model reads the logit of a command; what an exported classifier is to be sent.
+
+        Args:
+            task: the task.
+            turns: the turns so far; the last one is judged.
+            command: what to do at the last turn; ``None`` takes the response that the turn holds.
+        """
+        passage = self.encode(task, turns)[-1]
+        judge = self.lm.prompt.judge_ids(task)
+        if command is None or command == turns[-1].command:
+            return [*passage.ids[: passage.response_end[-1] + 1], *judge]
+        return [*passage.ids[: passage.prompt_end[-1] + 1], *self.lm.prompt.response_ids(command), *judge]
+
+    def input_text(self, task: str, turns: Sequence[Turn], command: str | None = None) -> str:
+        """:meth:`input_ids` as a text, for servers that take no tokens; they must not add special tokens to it.
+
+        Raises:
+            ValueError: if the tokenizer makes other tokens of the text, so that the score would be another.
+        """
+        ids, tokenizer = self.input_ids(task, turns, command), self.lm.tokenizer
+        text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        if list(tokenizer.encode(text, add_special_tokens=False)) != ids:
+            raise ValueError(
+                f"the tokenizer of {self.lm.name!r} does not read the text of this transcript back as the same tokens: "
+                "send input_ids() instead"
+            )
+        return text
+
+    def export(self, folder: str | os.PathLike[str]) -> Path:
+        """Write a standalone classifier: ``AutoModelForSequenceClassification.from_pretrained(folder)`` reads it.
+
+        It has one label, and its logit for :meth:`input_ids` is this model's: ``sigmoid`` of it is Q(s, a). The adapter is
+        folded into a copy of the base's weights and the head is the classifier's ``score``; this model stays as it is.
+
+        Args:
+            folder: made where it is missing.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: if transformers has no classifier of this architecture, or the base is quantized.
+        """
+        lm, tokenizer = self.lm, copy.deepcopy(self.lm.tokenizer)
+        # Decoder and classifier call the same modules by the same names; only the output layer goes.
+        prefix = lm.base.base_model_prefix + "."
+        state = {k: v for k, v in lm.merged_state(self.adapter).items() if k.startswith(prefix)}
+        state["score.weight"] = self.head_state()["weight"].to(lm.base.dtype)
+        config = lm.export_config()
+        config.num_labels, config.problem_type = 1, "regression"
+        pad = _pad_token(tokenizer, lm.prompt.end_of_turn)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+        config.pad_token_id = config.get_text_config().pad_token_id = pad
+        try:
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            raise ValueError(
+                f"transformers has no sequence classifier for {type(lm.base).__name__}: export the adapter alone"
+            ) from error
+        return lm.write_model(model, state, tokenizer, folder)
+
+    def export_adapter(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the adapter as PEFT does, and the head beside it as ``score.safetensors``; returns the folder."""
+        path = self.lm.export_adapter(self.adapter, folder)
+        save_file({"score.weight": self.head_state()["weight"]}, path / "score.safetensors")
+        return path
+
     def head_state(self) -> dict[str, torch.Tensor]:
         """The head's tensors on the CPU."""
         return {k: v.detach().to("cpu", copy=True) for k, v in self.head.state_dict().items()}
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase, end_of_turn: int) -> int:
+    """A token to pad with. A classifier reads the last token that is none: it must not be one that texts end with."""
+    special = [tokenizer.pad_token_id, *tokenizer.all_special_ids, *range(len(tokenizer))]
+    return next(int(i) for i in special if i is not None and i != end_of_turn)
+
+
+def base_of(saved: SavedModel) -> LanguageModel:
+    """The base model of a save, on the CPU, as it was read there: same template, reasons and context."""
+    kept = saved.policy_kwargs
+    return LanguageModel.load(
+        saved.manifest["base"]["name"],
+        dtype=kept.get("dtype", "auto"),
+        template=kept.get("template"),
+        reasons=bool(kept.get("reason", False)),
+        max_context=kept.get("max_context"),
+    )
 
 
 def load_prm(path: str | os.PathLike[str] | BinaryIO, lm: LanguageModel | None = None) -> ProcessRewardModel:
@@ -140,19 +232,17 @@ def load_prm(path: str | os.PathLike[str] | BinaryIO, lm: LanguageModel | None =
 
     Args:
         path: a zip written by ``AgentPRM.save``.
-        lm: a language model with the same base to share; loaded by name where ``None``.
+        lm: a language model with the same base to share; where ``None``, it is loaded by name as it was when saved.
 
     Raises:
         ValueError: if the save holds no process reward model, or was made on another base.
     """
-    from agentprm_gym.saving import check_base, read_save
-
     saved = read_save(path)
     if PRM not in saved.adapters or PRM not in saved.heads:
         raise ValueError(
             f"{path} holds no process reward model (adapters: {sorted(saved.adapters)}); AgentPRM's saves do"
         )
-    lm = lm or LanguageModel.load(saved.manifest["base"]["name"])
+    lm = lm or base_of(saved)
     check_base(saved, lm.name, lm.fingerprint, str(path))
     config = saved.adapter_configs[PRM]
     prm = ProcessRewardModel(lm, PRM, lora_settings(config))

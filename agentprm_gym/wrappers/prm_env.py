@@ -6,8 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gymnasium.vector import AutoresetMode
+
 from agentprm_gym.envs.alfworld import ALFWorldEnv
-from agentprm_gym.envs.base import Observation
+from agentprm_gym.envs.base import Step
+from agentprm_gym.envs.vector import TextVectorEnv
 from agentprm_gym.rewards import ProcessReward, make_reward
 from agentprm_gym.wrappers.process_reward import add_process_reward, progress
 
@@ -34,6 +37,8 @@ class ALFWorldPRMEnv(ALFWorldEnv):
             added), a name that was registered, or ``"prm:<path>"`` for a saved PRM.
         reward_kwargs: Passed on to the process reward, for example ``{"gamma": 0.99}``.
         render_mode: None, ``"ansi"`` or ``"human"``.
+        goal_text: As in ALFWorld-v0.
+        generator_kwargs: As in ALFWorld-v0.
 
     Raises:
         ValueError: As in ALFWorld-v0, or the reward is unknown; the message lists the choices.
@@ -50,12 +55,14 @@ class ALFWorldPRMEnv(ALFWorldEnv):
         reward: str = "progress",
         reward_kwargs: Mapping[str, Any] | None = None,
         render_mode: str | None = None,
+        goal_text: str = "template",
+        generator_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         # First: a mistyped reward should not wait for the list of games.
         self.process_reward: ProcessReward = make_reward(reward, **dict(reward_kwargs or {}))
-        super().__init__(split, games, task_types, engine, on_bad_game, render_mode)
+        super().__init__(split, games, task_types, engine, on_bad_game, render_mode, goal_text, generator_kwargs)
 
-    def step(self, action: str) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: str) -> Step:
         """Step as ALFWorld-v0 does and add the process reward.
 
         Raises:
@@ -63,8 +70,46 @@ class ALFWorldPRMEnv(ALFWorldEnv):
             TypeError: ``action`` is no string.
             ResetNeeded: There is no running episode.
         """
-        running = not self._done
-        before = progress(self) if running and self.process_reward.privileged else None
-        observation, reward, terminated, truncated, info = super().step(action)
-        total, info = add_process_reward(self.process_reward, self, observation, reward, terminated, info, before)
-        return observation, total, terminated, truncated, info
+        return step_all([self], [action])[0]
+
+
+class ALFWorldPRMVectorEnv(TextVectorEnv):
+    """``ALFWorldPRM-v0`` as a vector environment: one call of the process reward a step scores all.
+
+    See :class:`TextVectorEnv` and :class:`ALFWorldPRMEnv`. The environments share one process reward.
+    """
+
+    env_class = ALFWorldPRMEnv
+    envs: Sequence[ALFWorldPRMEnv] = ()
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_envs, max_episode_steps, autoreset_mode, **kwargs)
+        for env in self.envs:
+            env.process_reward = self.envs[0].process_reward
+
+    def _play(self, indices: Sequence[int], actions: Sequence[str]) -> Sequence[Step]:
+        return step_all([self.envs[i] for i in indices], [actions[i] for i in indices])
+
+
+def step_all(envs: Sequence[ALFWorldPRMEnv], actions: Sequence[str]) -> list[Step]:
+    """Step environments that share a process reward, and score all turns in one batch.
+
+    Raises:
+        ValueError: The process reward returned a wrong shape or a value that is not finite.
+        TypeError: An action is no string.
+        ResetNeeded: One has no running episode.
+    """
+    if not envs:
+        return []
+    process_reward = envs[0].process_reward
+    # Without an episode there is no progress to ask for: the step itself says what is missing.
+    privileged = process_reward.privileged and all(env.running for env in envs)
+    before = [progress(env) for env in envs] if privileged else None
+    steps = [ALFWorldEnv.step(env, action) for env, action in zip(envs, actions, strict=True)]
+    return add_process_reward(process_reward, envs, steps, before)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
-from agentprm_gym.envs.base import Observation
+from agentprm_gym.envs.base import Observation, Step
 from agentprm_gym.rewards import ProcessReward, ScoredTurn, checked, make_reward
 
 
@@ -63,12 +63,10 @@ class ProcessRewardWrapper(
         Raises:
             ValueError: The process reward returned a wrong shape or a value that is not finite.
         """
-        before = progress(self.env) if self.process_reward.privileged else None
+        before = [progress(self.env)] if self.process_reward.privileged else None
         observation, reward, terminated, truncated, info = self.env.step(action)
-        total, info = add_process_reward(
-            self.process_reward, self.env, observation, float(reward), terminated, info, before
-        )
-        return observation, total, terminated, truncated, info
+        step = observation, float(reward), terminated, truncated, info
+        return add_process_reward(self.process_reward, [self.env], [step], before)[0]
 
 
 def progress(env: gym.Env[Any, Any]) -> float:
@@ -79,37 +77,37 @@ def progress(env: gym.Env[Any, Any]) -> float:
 
 def add_process_reward(
     process_reward: ProcessReward,
-    env: gym.Env[Any, Any],
-    observation: Observation,
-    reward: float,
-    terminated: bool,
-    info: Mapping[str, Any],
-    progress_before: float | None,
-) -> tuple[float, dict[str, Any]]:
-    """Score the turn that ``env`` just made.
+    envs: Sequence[gym.Env[Any, Any]],
+    steps: Sequence[Step],
+    progress_before: Sequence[float] | None,
+) -> list[Step]:
+    """Score the turns that some environments just made, in one batch.
 
     Args:
         process_reward: What to score with.
-        env: The environment, after the step.
-        observation: What the step returned.
-        reward: What the step returned.
-        terminated: What the step returned.
-        info: What the step returned.
-        progress_before: :func:`progress` before the step, or None where it is not needed.
+        envs: The environments, after their steps.
+        steps: What the steps returned.
+        progress_before: :func:`progress` before each step, or None where it is not needed.
 
     Returns:
-        The sum of both rewards, and ``info`` with the two parts.
+        The steps with the sum of both rewards, and with the two parts in ``info``.
 
     Raises:
         ValueError: The process reward returned a wrong shape or a value that is not finite.
     """
-    turn = ScoredTurn(
-        task=observation["task"],
-        turns=env.get_wrapper_attr("turns"),
-        terminated=terminated,
-        feedback=observation["feedback"],
-        admissible_commands=tuple(observation["admissible_commands"].split("\n")),
-        progress=None if progress_before is None else (progress_before, progress(env)),
-    )
-    score = float(checked(process_reward.score([turn]), 1, process_reward.name)[0])
-    return reward + score, {**info, "reward/env": reward, "reward/prm": score}
+    batch = [
+        ScoredTurn(
+            task=observation["task"],
+            turns=env.get_wrapper_attr("turns"),
+            terminated=terminated,
+            feedback=observation["feedback"],
+            admissible_commands=tuple(observation["admissible_commands"].split("\n")),
+            progress=None if progress_before is None else (progress_before[i], progress(env)),
+        )
+        for i, (env, (observation, _, terminated, _, _)) in enumerate(zip(envs, steps, strict=True))
+    ]
+    scores = checked(process_reward.score(batch), len(batch), process_reward.name).tolist()
+    return [
+        (observation, reward + score, terminated, truncated, {**info, "reward/env": reward, "reward/prm": score})
+        for (observation, reward, terminated, truncated, info), score in zip(steps, scores, strict=True)
+    ]

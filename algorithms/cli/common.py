@@ -82,6 +82,66 @@ def add_device_options(group: Any) -> None:
     )
 
 
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Options of a policy on a server (``openai:<base url>``)."""
+    group = parser.add_argument_group(
+        "server (a policy openai:URL; the API key is read from the environment, see --api-key-env)"
+    )
+    group.add_argument("--model-name", metavar="NAME", help="the model's name at the server")
+    group.add_argument("--concurrency", type=positive, metavar="N", help="requests under way at once (default: 8)")
+    group.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer (default: 256)")
+    group.add_argument(
+        "--max-context", type=positive, metavar="N", help="shorten transcripts to about so many tokens (default: never)"
+    )
+    group.add_argument("--timeout", type=float, metavar="S", help="seconds to wait for an answer (default: 60)")
+    group.add_argument("--max-retries", type=int, metavar="N", help="attempts after the first (default: 5)")
+    group.add_argument("--api-key-env", metavar="VAR", help="variable that holds the key (default: OPENAI_API_KEY)")
+    group.add_argument(
+        "--price", type=float, nargs=2, metavar=("IN", "OUT"), help="of a million prompt and completion tokens"
+    )
+    group.add_argument(
+        "--fields", type=json_object, metavar="JSON", help="added to each request; null takes a field out"
+    )
+
+
+def server_kwargs(args: argparse.Namespace, model: str) -> dict[str, Any]:
+    """The keyword arguments of a policy on a server that the options ask for.
+
+    Raises:
+        ValueError: such options with a model that is on no server.
+    """
+    names = (
+        "model_name",
+        "concurrency",
+        "max_new_tokens",
+        "max_context",
+        "timeout",
+        "max_retries",
+        "api_key_env",
+        "fields",
+    )
+    wanted = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.price is not None:
+        wanted["price_in"], wanted["price_out"] = args.price
+    if wanted and not model.startswith("openai:"):
+        option = "--" + next(iter(wanted)).replace("_", "-").replace("price-in", "price")
+        raise ValueError(f"{option} is for models on servers (openai:URL), and {model!r} is none")
+    return wanted
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected JSON such as '{{\"top_p\": 0.9}}', got {text!r} ({error})"
+        ) from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text!r}")
+    return value
+
+
 def positive(text: str) -> int:
     """Read a count: 1 or more."""
     value = int(text)

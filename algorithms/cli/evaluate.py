@@ -20,7 +20,12 @@ def add_parser(verbs: Any) -> None:
         description="Play every game of a split exactly once. Prints success per task type with 95 % Wilson intervals "
         "and mean steps (failures count at the step limit), and writes episodes.jsonl.gz and result.json.",
     )
-    parser.add_argument("model", help="a saved model (.zip), or a base model: tiny, a folder, a hub id")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        help="a saved model (.zip), a base model (tiny, a folder, a hub id), or one on a server: openai:URL",
+    )
+    parser.add_argument("--policy", metavar="MODEL", help="another way to name the model")
     parser.add_argument(
         "--temperature", type=float, default=1.0, metavar="T", help="of sampling; 0 takes the likeliest command"
     )
@@ -34,7 +39,13 @@ def add_parser(verbs: Any) -> None:
         "--action-mode", choices=("constrained", "generate", "score"), help="how it answers (default: as it was saved)"
     )
     acting.add_argument("--reason", action="store_true", help="write a reason before each command")
-    acting.add_argument("--template", metavar="NAME", help="prompt template: compact, full, react, or a .jinja file")
+    acting.add_argument(
+        "--template",
+        "--prompt",
+        dest="template",
+        metavar="NAME",
+        help="prompt template: compact, full, react (a prompted baseline), or a .jinja file",
+    )
     acting.add_argument(
         "--search",
         choices=("none", "best-of-n", "vote", "prm-greedy", "look-ahead"),
@@ -49,15 +60,23 @@ def add_parser(verbs: Any) -> None:
     acting.add_argument("--prm", metavar="ZIP", help="save with the process reward model (default: the policy's own)")
     common.add_game_options(parser, "valid_seen")
     common.add_run_options(parser, "runs/eval")
+    common.add_server_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Evaluate."""
-    from agentprm_gym.episodes import write_episodes
+    """Evaluate.
+
+    Raises:
+        ValueError: for options that contradict each other, or an unknown model.
+        ServerError: if a server stops answering; the episodes that were done are written.
+    """
+    from agentprm_gym.episodes import Episode, write_episodes
     from algorithms.common.evaluation import by_task_type, evaluate, make_eval_env
     from algorithms.common.loading import load_actor
+    from algorithms.common.server import ServerError
 
+    model = _model(args)
     common.set_threads(args.threads)
     if args.temperature < 0:
         raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
@@ -67,7 +86,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     n_games = int(venv.get_attr("n_games", indices=[0])[0])
     games = range(min(args.max_games or n_games, n_games))
     actor = load_actor(
-        args.model,
+        model,
         venv,
         search=_search(args),
         n=args.best_of or args.n,
@@ -76,21 +95,34 @@ def run(args: argparse.Namespace, console: Console) -> int:
         temperature=args.temperature,
         device=args.device,
         **common.policy_kwargs(args),
+        **common.server_kwargs(args, model),
     )
+    name = Path(model).name if args.model_name is None else args.model_name
+    finished: list[Episode] = []
     label = f"playing {len(games)} games of {args.split}"
-    with common.progress(console) as bars, common.stage(bars, label, len(games)) as done:
-        episodes = evaluate(
-            actor,
-            venv,
-            games=games,
-            seed=args.seed,
-            policy_name=Path(args.model).name,
-            on_episode=common.counted(done),
-        )
+    try:
+        with common.progress(console) as bars, common.stage(bars, label, len(games)) as done:
+            count = common.counted(done)
+
+            def on_episode(episode: Episode) -> None:
+                finished.append(episode)
+                count(episode)
+
+            episodes = evaluate(actor, venv, games=games, seed=args.seed, policy_name=name, on_episode=on_episode)
+    except ServerError as error:
+        # Answers may have cost money: what was played is kept, beside and not in place of a whole evaluation.
+        path = args.out / "unfinished.jsonl.gz"
+        write_episodes(path, finished)
+        raise ServerError(
+            f"{error}. The {len(finished)} episodes that were done are in {path}", error.status
+        ) from error
     rows = by_task_type(episodes)
     games_list = venv.get_attr("games", indices=[0])[0]
-    title = f"{args.model} on {args.split} ({games_list.source} games)"
+    title = f"{name if args.model_name else model} on {args.split} ({games_list.source} games)"
     console.print(common.rates_table(title, rows, "task type"))
+    server = _server(actor)
+    if server:
+        console.print(_told(server), highlight=False)
     write_episodes(args.out / "episodes.jsonl.gz", episodes)
     common.write_json(
         args.out / "result.json",
@@ -99,10 +131,45 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "seed": args.seed,
             "games": {"source": games_list.source, "split": args.split, "content_hash": games_list.content_hash},
             "rows": [common.rate_row(row) for row in rows],
+            **({"server": server} if server else {}),
         },
     )
     console.print(f"episodes and result in [bold]{args.out}[/]")
     return 0
+
+
+def _model(args: argparse.Namespace) -> str:
+    """The model, however it was named.
+
+    Raises:
+        ValueError: it was not, or twice.
+    """
+    if (args.model is None) == (args.policy is None):
+        raise ValueError("which model? Name one: agentprm eval MODEL, or agentprm eval --policy MODEL")
+    return str(args.policy if args.model is None else args.model)
+
+
+def _server(actor: Any) -> dict[str, Any]:
+    """What a model on a server was asked for and what it answered; empty for others."""
+    from algorithms.common.server import ServerActor
+
+    actor = getattr(actor, "policy", actor)  # a search's
+    if not isinstance(actor, ServerActor):
+        return {}
+    client = actor.client
+    return {"url": client.base_url, "model": client.model, **client.usage.to_dict(), "counts": dict(actor.counts)}
+
+
+def _told(server: dict[str, Any]) -> str:
+    counts = server["counts"]
+    said = max(counts.get("responses", 0), 1)
+    shares = ", ".join(f"{100 * counts.get(k, 0) / said:.1f} % {k}" for k in ("malformed", "inadmissible", "cut"))
+    cost = "" if server["cost"] is None else f", cost {server['cost']:.4f}"
+    return (
+        f"{server['requests']} requests ({server['retries']} retries), {server['prompt_tokens']} prompt and "
+        f"{server['completion_tokens']} completion tokens{cost}; answers: {shares}; "
+        f"{counts.get('shortened', 0)} transcripts shortened"
+    )
 
 
 def _search(args: argparse.Namespace) -> str:

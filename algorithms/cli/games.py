@@ -1,18 +1,17 @@
-"""``agentprm games``: what there is to play, and an expert who shows how."""
+"""``agentprm games``: what there is to play."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agentprm_gym.games import SPLITS, TASK_TYPES, DataNotFoundError, GameList, demonstrations, find_games
+from agentprm_gym.games import SPLITS, TASK_TYPES, DataNotFoundError, GameList, find_games
 from algorithms.cli import common
 
 #: Enough of a hash to tell two sets of games apart at a glance.
@@ -24,41 +23,26 @@ def add_parser(verbs: Any) -> None:
     parser = common.add_verb(
         verbs,
         "games",
-        help="list the games that are found, or write expert demonstrations of them",
+        help="list the games that are found",
         description="Without more, prints what each split holds: where its games come from, how many there are of each "
-        "task type, and a hash that two reports about the same games share. 'agentprm games demos' lets an expert that "
-        "searches as a player would play some and writes what it did, for 'agentprm train --algo sft --demos'.",
+        "task type, and a hash that two reports about the same games share.",
     )
     parser.add_argument(
         "what",
         nargs="?",
         default="list",
-        choices=("list", "demos"),
-        help="list games (default), or write demonstrations",
+        choices=("list",),
+        help="list games (default)",
     )
-    common.add_game_options(parser, None, no_split="all of them; demos: train")
+    common.add_game_options(parser, None, no_split="all of them")
     listing = parser.add_argument_group("list")
     listing.add_argument("--list", action="store_true", dest="ids", help="print the games' ids, one a line")
     listing.add_argument("--check", action="store_true", help="read every game and name those that cannot be played")
-    demos = parser.add_argument_group("demos")
-    demos.add_argument(
-        "--n", type=common.positive, default=150, metavar="N", help="how many games the expert shall win"
-    )
-    demos.add_argument("--seed", type=int, default=0, help="which games are drawn")
-    demos.add_argument(
-        "--out",
-        type=Path,
-        default=Path("demos.jsonl.gz"),
-        metavar="FILE",
-        help="where to write them: JSON Lines, one episode a line, gzipped if the name ends in .gz",
-    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """List games or write demonstrations."""
-    if args.what == "demos":
-        return _write_demonstrations(args, console)
+    """List games."""
     found = _find(args)
     if args.ids:
         for games in found:
@@ -120,20 +104,3 @@ def _check(found: list[GameList], console: Console) -> int:
             n_bad += len(games.bad_games)
     console.print("all games can be played" if not n_bad else f"{n_bad} games cannot be played")
     return 1 if n_bad else 0
-
-
-def _write_demonstrations(args: argparse.Namespace, console: Console) -> int:
-    from agentprm_gym.episodes import write_episodes
-
-    games = find_games(args.split or "train", args.games, args.task_types)
-    with common.progress(console) as bars, common.stage(bars, "the expert plays", args.n) as done:
-        episodes = demonstrations(games, args.n, args.seed, on_episode=common.counted(done))
-    write_episodes(args.out, episodes)
-    n_turns = sum(len(episode.turns) for episode in episodes)
-    console.print(
-        f"wrote {len(episodes)} demonstrations ({n_turns} turns) on {games.source} games of {games.split} to "
-        f"[bold]{args.out}[/]"
-    )
-    if len(episodes) < args.n:
-        console.print(f"the expert wins no more than {len(episodes)} of these {len(games)} games")
-    return 0

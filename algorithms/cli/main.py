@@ -11,16 +11,18 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import demo, evaluate, games, play, train
+from algorithms.cli import demo, demos, evaluate, export, games, play, train
 
 _EPILOG = """examples:
   agentprm demo                         watch AgentPRM beat its starting point on this machine (about 8 minutes)
   agentprm games                        which games are found, and where
   agentprm play                         play one yourself
-  agentprm train --algo sft --out runs/sft
+  agentprm demos --expert search --n 150 --out demos.jsonl.gz
+  agentprm train --algo sft --demos demos.jsonl.gz --out runs/sft
   agentprm train --algo agentprm --policy runs/sft/model.zip --out runs/agentprm
   agentprm eval runs/agentprm/model.zip --split valid_unseen
   agentprm play --policy runs/agentprm/model.zip
+  agentprm export runs/agentprm/model.zip --adapter prm --out prm
 
 'agentprm VERB --help' tells more about each.
 """
@@ -36,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="on an error, show where in the code it comes from")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for module in (demo, train, evaluate, play, games):
+    for module in (demo, train, evaluate, play, games, demos, export):
         module.add_parser(verbs)
     return parser
 
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read has enough ("| head"). Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         if args.debug:
             raise
         Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)

@@ -36,7 +36,11 @@ def add_parser(verbs: Any) -> None:
         "with their probabilities and, where the save holds a process reward model (AgentPRM's do), what that thinks "
         "of them.",
     )
-    parser.add_argument("--policy", metavar="MODEL", help="watch it: a saved model (.zip), tiny, a folder, or a hub id")
+    parser.add_argument(
+        "--policy",
+        metavar="MODEL",
+        help="watch it: a saved model (.zip), tiny, a folder, a hub id, or a server: openai:URL",
+    )
     parser.add_argument("--game", metavar="GAME", help="a game's id, path or index (default: drawn by --seed)")
     parser.add_argument("--seed", type=int, default=0, help="which games are drawn; watching: also the policy's dice")
     parser.add_argument("--engine", default="native", choices=("native", "textworld"), help="what runs the game")
@@ -56,7 +60,15 @@ def add_parser(verbs: Any) -> None:
     watch.add_argument(
         "--delay", type=float, metavar="S", help="seconds between turns (default: 1 on a terminal, else 0)"
     )
+    watch.add_argument(
+        "--template",
+        "--prompt",
+        dest="template",
+        metavar="NAME",
+        help="prompt template: compact, full, react, or a file",
+    )
     common.add_device_options(watch)
+    common.add_server_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -202,7 +214,10 @@ def _watch(env: TextGameEnv, observation: Observation, args: argparse.Namespace,
         request = Request(0, observation["task"], observation["feedback"], commands, rng, env.look_ahead)
         (answer,) = actor.answer([request])
         actor.executed(0, answer.turn(request))
-        console.print(_weighed(answer.candidates or [], answer.command))
+        if answer.reason:
+            console.print(f"[dim italic]{escape(answer.reason)}[/]", highlight=False)
+        if answer.candidates:
+            console.print(_weighed(answer.candidates, answer.command))
         time.sleep(delay)
         observation, _, terminated, _, info = env.step(answer.command)
         console.print(f"[bold cyan]{len(env.turns)} > {escape(info['command'])}[/]")
@@ -219,18 +234,30 @@ def _load(args: argparse.Namespace, console: Console) -> Actor:
     from agentprm_gym.saving import read_save, zip_path
     from algorithms.common.evaluation import make_eval_env
     from algorithms.common.loading import load_actor, load_policy
+    from algorithms.common.server import is_server
 
+    kwargs = common.server_kwargs(args, args.policy)
+    if args.template is not None:
+        kwargs["template"] = args.template
     venv = make_eval_env(n_envs=1, **common.env_kwargs(args))
     has_prm = zip_path(args.policy).is_file() and PRM in read_save(args.policy).adapters
     best_of = args.best_of or (BEST_OF if has_prm else 1)
     with console.status("loading the model"):
         if best_of > 1:
             actor = load_actor(
-                args.policy, venv, search="best-of-n", n=best_of, temperature=args.temperature, device=args.device
+                args.policy,
+                venv,
+                search="best-of-n",
+                n=best_of,
+                temperature=args.temperature,
+                device=args.device,
+                **kwargs,
             )
         else:
-            policy = load_policy(args.policy, venv, args.device)
-            actor = policy.actor(1, temperature=args.temperature, n_candidates=SHOWN)
+            policy = load_policy(args.policy, venv, args.device, **kwargs)
+            # What a server writes may cost money: nothing is drawn only to be shown.
+            shown = 1 if is_server(args.policy) else SHOWN
+            actor = policy.actor(1, temperature=args.temperature, n_candidates=shown)
     venv.close()
     chooser = (
         f"its process reward model chooses from {best_of} draws" if best_of > 1 else "it plays what it draws first"

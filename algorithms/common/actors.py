@@ -94,6 +94,13 @@ class Actor(Protocol):
         """Say what was really executed (it may differ from the answer)."""
 
 
+class Sampler(Actor, Protocol):
+    """An actor that search can draw several responses a turn from."""
+
+    def sample(self, requests: Sequence[Request], n: int) -> list[list[Answer]]:
+        """Draw ``n`` independent responses for each request."""
+
+
 @dataclass(slots=True)
 class TranscriptRows:
     """The transcripts of running episodes under one adapter, and their caches.
@@ -380,5 +387,6 @@ class _Draft:
 
 
 def candidate_row(command: str, score: float | None, log_prob: float | None, response: str = "") -> dict[str, Any]:
-    """A weighed command as it stands in ``Turn.candidates``."""
-    return {"command": command, "response": response or command, "score": score, "log_prob": log_prob}
+    """A weighed command as it stands in ``Turn.candidates``; a log-probability that is NaN is not known."""
+    known = None if log_prob is None or np.isnan(log_prob) else log_prob
+    return {"command": command, "response": response or command, "score": score, "log_prob": known}

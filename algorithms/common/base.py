@@ -34,9 +34,11 @@ from stable_baselines3.common.vec_env import VecEnv
 import agentprm_gym
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.models import BUNDLED, LanguageModel, lora_settings, resolve_model
+from agentprm_gym.llm.prompts import TEMPLATES, template_source
 from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.spaces import UnicodeText
 from algorithms.common.policy import POLICY, LLMPolicy
+from algorithms.common.server import CANNOT_TRAIN, is_server
 
 SelfLLMAlgorithm = TypeVar("SelfLLMAlgorithm", bound="LLMAlgorithm")
 
@@ -90,6 +92,8 @@ class LLMAlgorithm(BaseAlgorithm):
             raise ValueError(
                 f"learning_rate must be a number above 0, got {learning_rate!r}; algorithms here decay it themselves"
             )
+        if is_server(policy):
+            raise ValueError(CANNOT_TRAIN)
         kwargs = dict(policy_kwargs or {})
         self._start_from: SavedModel | None = None
         if isinstance(policy, str):
@@ -97,6 +101,8 @@ class LLMAlgorithm(BaseAlgorithm):
                 self._start_from = read_save(policy)
                 kwargs.setdefault("model", self._start_from.manifest["base"]["name"])
                 kwargs.setdefault("lora", lora_settings(self._start_from.adapter_configs[POLICY]))
+                if "template" in self._start_from.policy_kwargs:
+                    kwargs.setdefault("template", self._start_from.policy_kwargs["template"])
             elif policy != "LLMPolicy":
                 kwargs.setdefault("model", policy)
         if env is None and _init_setup_model:
@@ -134,8 +140,10 @@ class LLMAlgorithm(BaseAlgorithm):
         """Refuse a name that is no model.
 
         Raises:
-            ValueError: listing the aliases.
+            ValueError: listing the aliases, or for a server's address.
         """
+        if is_server(policy_name):
+            raise ValueError(f"{policy_name!r}: {CANNOT_TRAIN}")
         try:
             resolve_model(policy_name)
         except ValueError as error:
@@ -292,7 +300,12 @@ class LLMAlgorithm(BaseAlgorithm):
             *inspect.signature(type(self).__init__).parameters,
             *inspect.signature(LLMAlgorithm.__init__).parameters,
         ]
-        return {name: getattr(self, renamed.get(name, name)) for name in names if name not in skip}
+        data = {name: getattr(self, renamed.get(name, name)) for name in names if name not in skip}
+        # A template file may be gone when the save is loaded, or say something else.
+        kwargs = dict(self.policy_kwargs)
+        if kwargs.get("template") not in (None, *TEMPLATES):
+            kwargs["template"] = self.lm.prompt.source
+        return {**data, "policy_kwargs": _portable(kwargs)}
 
     def _to_save(self) -> SavedModel:
         """Everything a save holds; algorithms with more adapters or heads add theirs."""
@@ -365,11 +378,11 @@ class LLMAlgorithm(BaseAlgorithm):
             )
         if print_system_info:
             print(f"saved with agentprm_gym {manifest['agentprm_gym']}, base {manifest['base']}")
-        data = {**manifest["data"], **(custom_objects or {}), **kwargs}
-        if "policy_kwargs" in kwargs and kwargs["policy_kwargs"] != manifest["data"]["policy_kwargs"]:
+        data = {**manifest["data"], "policy_kwargs": saved.policy_kwargs, **(custom_objects or {}), **kwargs}
+        if "policy_kwargs" in kwargs and _portable(kwargs["policy_kwargs"]) != saved.policy_kwargs:
             raise ValueError(
                 f"the specified policy_kwargs {kwargs['policy_kwargs']} do not equal the saved ones "
-                f"{manifest['data']['policy_kwargs']}; change them with custom_objects={{'policy_kwargs': ...}}"
+                f"{saved.policy_kwargs}; change them with custom_objects={{'policy_kwargs': ...}}"
             )
         model = cls("LLMPolicy", env, device=device, _init_setup_model=False, **data)
         observation_space = _space_from_json(manifest["spaces"]["observation"])
@@ -421,6 +434,14 @@ class LLMAlgorithm(BaseAlgorithm):
     def _venv(self) -> VecEnv:
         assert self.env is not None
         return self.env
+
+
+def _portable(policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Policy settings as a save holds them: a template file's text, and no leave to run a model's code."""
+    kwargs = {k: v for k, v in policy_kwargs.items() if k != "trust_remote_code"}
+    if kwargs.get("template") not in (None, *TEMPLATES):
+        kwargs["template"] = template_source(kwargs["template"])
+    return kwargs
 
 
 def _space_to_json(space: gym.Space[Any]) -> Any:

@@ -8,12 +8,14 @@ from typing import Any
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv
 
-from agentprm_gym.rewards.prm import load_prm
-from agentprm_gym.saving import read_save
+from agentprm_gym.llm.models import LanguageModel, lora_settings
+from agentprm_gym.rewards.prm import base_of, load_prm
+from agentprm_gym.saving import check_base, read_save
 from algorithms.common.actors import Actor
 from algorithms.common.base import LLMAlgorithm
-from algorithms.common.policy import LLMPolicy
+from algorithms.common.policy import POLICY, LLMPolicy
 from algorithms.common.search import BestOfNActor, LookAheadActor, PRMGreedyActor, VoteActor
+from algorithms.common.server import ServerPolicy, is_server, load_server_policy
 
 #: How a turn's command is found: drawn from the policy, or searched for.
 SEARCHES = ("none", "best-of-n", "vote", "prm-greedy", "look-ahead")
@@ -36,28 +38,46 @@ def _is_save(model: str) -> bool:
     return model.endswith(".zip") or Path(model).is_file() or Path(model + ".zip").is_file()
 
 
-def load_policy(model: str, venv: VecEnv, device: str = "auto", **policy_kwargs: Any) -> LLMPolicy:
-    """The policy of a saved algorithm, or a base model as it is.
+def load_policy(model: str, venv: VecEnv, device: str = "auto", **policy_kwargs: Any) -> LLMPolicy | ServerPolicy:
+    """The policy of a saved algorithm, a base model as it is, or a model on a server.
 
     Args:
-        model: a zip, or an alias, folder or hub id of a base model.
+        model: a zip; an alias, folder or hub id of a base model; or ``"openai:<base url>"``.
         venv: environments, for their spaces.
         device: torch device.
-        policy_kwargs: of :class:`LLMPolicy`; for a zip they override what was saved.
+        policy_kwargs: of :class:`LLMPolicy`; for a zip they override what was saved. For a server ``model_name`` and what
+            :class:`ServerPolicy` and :class:`ServerClient` take (see :mod:`algorithms.common.server`).
 
     Raises:
         FileNotFoundError: if there is no such zip.
         ValueError: for an unknown name.
     """
+    if is_server(model):
+        return load_server_policy(model, **policy_kwargs)
     if not _is_save(model):
         LLMAlgorithm.check_policy_name(model)
         kwargs = {"model": model, **policy_kwargs}
         return LLMPolicy(venv.observation_space, venv.action_space, device=get_device(device), **kwargs)
     saved = read_save(model)
-    kwargs = {**saved.manifest["data"]["policy_kwargs"], **policy_kwargs}
+    kwargs = {**saved.policy_kwargs, **policy_kwargs}
     policy = LLMPolicy(venv.observation_space, venv.action_space, device=get_device(device), **kwargs)
     policy.load_saved(saved, model)
     return policy
+
+
+def load_language_model(path: str) -> LanguageModel:
+    """The language model of a save with the policy's adapter; no environment is needed.
+
+    Raises:
+        FileNotFoundError: if there is no such zip.
+        ValueError: if it is no save, or its base model is another one now.
+    """
+    saved = read_save(path)
+    lm = base_of(saved)
+    check_base(saved, lm.name, lm.fingerprint, path)
+    lm.add_adapter(POLICY, lora_settings(saved.adapter_configs[POLICY]))
+    lm.load_adapter_state(POLICY, saved.adapters[POLICY])
+    return lm
 
 
 def load_actor(
@@ -83,19 +103,27 @@ def load_actor(
         prm: a zip with the process reward model; by default the one in ``model``.
         temperature: of sampling.
         device: torch device.
-        policy_kwargs: of :class:`LLMPolicy`.
+        policy_kwargs: see :func:`load_policy`.
 
     Raises:
-        ValueError: for an unknown search, or one that needs a process reward model where there is none.
+        ValueError: for an unknown search, or one that needs a process reward model where there is none, or that has no use
+            for a server.
     """
     if search not in SEARCHES:
         raise ValueError(f"unknown search {search!r}: choose from {', '.join(SEARCHES)}")
+    if is_server(model) and search in ("prm-greedy", "look-ahead"):
+        raise ValueError(f"{search!r} asks a process reward model alone: name its zip in place of {model!r}")
+    if is_server(model) and search == "best-of-n" and prm is None:
+        raise ValueError(f"{model!r} has no process reward model to choose with: set prm (--prm) to a zip that has one")
     policy = load_policy(model, venv, device, **policy_kwargs)
     actor = policy.actor(venv.num_envs, temperature=temperature)
     if search == "none":
         return actor
     if search == "vote":
         return VoteActor(actor, n)
+    if isinstance(policy, ServerPolicy):
+        assert prm is not None
+        return BestOfNActor(actor, load_prm(prm), venv.num_envs, n)
     judge = load_prm(prm or model, policy.lm)
     if search == "prm-greedy":
         return PRMGreedyActor(judge, venv.num_envs, policy.cache_tokens)

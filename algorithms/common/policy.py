@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,15 +15,65 @@ from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.models import AdapterMismatchError, LanguageModel
 from agentprm_gym.llm.scoring import Responder
 from agentprm_gym.saving import SavedModel, check_base
-from algorithms.common.actors import PolicyActor, Request
+from algorithms.common.actors import Actor, PolicyActor, Request
 
 #: Name of the policy's adapter.
 POLICY = "policy"
 #: The keys of an observation.
 KEYS = ("task", "feedback", "admissible_commands")
 
-#: One running episode as ``predict`` carries it: the turns so far, the last one without its command.
+#: One running episode as ``predict`` carries it: the turns so far.
 Transcript = list[Turn]
+
+
+class ActingPolicy(Protocol):
+    """What :func:`predict_commands` needs of a policy.
+
+    Attributes:
+        rng: where its dice come from.
+    """
+
+    rng: np.random.Generator
+
+    def actor(self, n_rows: int, *, temperature: float | None = None, n_candidates: int = 1) -> Actor:
+        """An actor for ``n_rows`` running episodes."""
+
+
+def predict_commands(
+    policy: ActingPolicy,
+    observation: Mapping[str, Any],
+    state: Sequence[Transcript] | None = None,
+    episode_start: np.ndarray | None = None,
+    deterministic: bool = False,
+) -> tuple[Any, list[Transcript]]:
+    """``predict`` for whatever has actors; see :meth:`LLMPolicy.predict`."""
+    if isinstance(observation, tuple):
+        raise ValueError(
+            "predict() got a tuple: Gymnasium's reset() returns (observation, info), pass only the observation; "
+            "an SB3 VecEnv returns just the observations"
+        )
+    if not isinstance(observation, Mapping) or not set(KEYS) <= set(observation):
+        raise ValueError(f"predict() expects a mapping with the keys {list(KEYS)}, got {type(observation).__name__}")
+    single = np.ndim(observation["task"]) == 0
+    columns = [[str(observation[k])] if single else [str(x) for x in observation[k]] for k in KEYS]
+    n = len(columns[0])
+    starts = [state is None] * n if episode_start is None else [bool(x) for x in np.atleast_1d(episode_start)]
+    old: Sequence[Transcript] = [[] for _ in range(n)] if state is None else state
+    if not len(old) == len(starts) == n:
+        raise ValueError(f"predict() got {n} observations, {len(old)} states and {len(starts)} episode starts")
+    actor = policy.actor(n, temperature=0.0 if deterministic else None)
+    requests, histories = [], []
+    for i, (task, feedback, commands) in enumerate(zip(*columns, strict=True)):
+        history = [] if starts[i] else list(old[i])
+        actor.start(i, task, history)
+        histories.append(history)
+        requests.append(Request(i, task, feedback, commands.split("\n"), policy.rng))
+    new_state: list[Transcript] = []
+    commands_out = np.full(n, "", dtype=object)
+    for i, (request, answer) in enumerate(zip(requests, actor.answer(requests), strict=True)):
+        commands_out[i] = answer.command
+        new_state.append([*histories[i], answer.turn(request)])
+    return (commands_out[0] if single else commands_out), new_state
 
 
 class LLMPolicy(BasePolicy):
@@ -179,32 +229,4 @@ class LLMPolicy(BasePolicy):
         Raises:
             ValueError: for a Gymnasium ``(observation, info)`` tuple, missing keys or lengths that differ.
         """
-        if isinstance(observation, tuple):
-            raise ValueError(
-                "predict() got a tuple: Gymnasium's reset() returns (observation, info), pass only the observation; "
-                "an SB3 VecEnv returns just the observations"
-            )
-        if not isinstance(observation, Mapping) or not set(KEYS) <= set(observation):
-            raise ValueError(
-                f"predict() expects a mapping with the keys {list(KEYS)}, got {type(observation).__name__}"
-            )
-        single = np.ndim(observation["task"]) == 0
-        columns = [[str(observation[k])] if single else [str(x) for x in observation[k]] for k in KEYS]
-        n = len(columns[0])
-        starts = [state is None] * n if episode_start is None else [bool(x) for x in np.atleast_1d(episode_start)]
-        old: Sequence[Transcript] = [[] for _ in range(n)] if state is None else state
-        if not len(old) == len(starts) == n:
-            raise ValueError(f"predict() got {n} observations, {len(old)} states and {len(starts)} episode starts")
-        actor = self.actor(n, temperature=0.0 if deterministic else None)
-        requests, histories = [], []
-        for i, (task, feedback, commands) in enumerate(zip(*columns, strict=True)):
-            history = [] if starts[i] else list(old[i])
-            actor.start(i, task, history)
-            histories.append(history)
-            requests.append(Request(i, task, feedback, commands.split("\n"), self.rng))
-        new_state: list[Transcript] = []
-        commands_out = np.full(n, "", dtype=object)
-        for i, (request, answer) in enumerate(zip(requests, actor.answer(requests), strict=True)):
-            commands_out[i] = answer.command
-            new_state.append([*histories[i], answer.turn(request)])
-        return (commands_out[0] if single else commands_out), new_state
+        return predict_commands(self, observation, state, episode_start, deterministic)

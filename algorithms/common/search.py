@@ -22,7 +22,7 @@ import torch
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.rewards.prm import ProcessRewardModel
-from algorithms.common.actors import Answer, PolicyActor, Request, TranscriptRows, candidate_row
+from algorithms.common.actors import Answer, Request, Sampler, TranscriptRows, candidate_row
 
 #: Tokens after which a tree of look-ahead is evaluated before it grows on.
 _MAX_TREE = 1024
@@ -129,7 +129,7 @@ class BestOfNActor(_WithPRM):
     """
 
     def __init__(
-        self, policy: PolicyActor, prm: ProcessRewardModel, n_rows: int, n: int, cache_tokens: int | None = None
+        self, policy: Sampler, prm: ProcessRewardModel, n_rows: int, n: int, cache_tokens: int | None = None
     ) -> None:
         """Make an actor.
 
@@ -175,14 +175,14 @@ class BestOfNActor(_WithPRM):
     def _ids(self, answer: Answer) -> Sequence[int]:
         prompt = self.prm_rows.prm.lm.prompt
         # Another model's tokens mean something else: then the command speaks for the response.
-        same = answer.tokens is not None and self.prm_rows.prm.lm is self.policy.lm
+        same = self.prm_rows.prm.lm is getattr(self.policy, "lm", None)
         return answer.tokens.ids if same and answer.tokens is not None else prompt.response_ids(answer.command)
 
 
 class VoteActor:
     """Draws N responses and executes the command that was drawn most often, the first drawn among equals."""
 
-    def __init__(self, policy: PolicyActor, n: int) -> None:
+    def __init__(self, policy: Sampler, n: int) -> None:
         """Make an actor.
 
         Raises:

@@ -113,7 +113,7 @@ class SFT(LLMAlgorithm):
         if not self.demonstrations:
             raise ValueError(
                 "SFT has no demonstrations: pass demonstrations= (episodes or a .jsonl file of them); "
-                "`agentprm games demos` writes some"
+                "`agentprm demos` writes some"
             )
         if self._optimizer is None:
             self._optimizer = torch.optim.AdamW(

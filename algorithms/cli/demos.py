@@ -1,0 +1,78 @@
+"""``agentprm demos``: an expert shows how to play."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from agentprm_gym.games.demos import EXPERTS, demonstrations
+from agentprm_gym.games.listing import find_games
+from algorithms.cli import common
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb."""
+    parser = common.add_verb(
+        verbs,
+        "demos",
+        help="write an expert's demonstrations",
+        description="Lets an expert play games, once each and in an order drawn by the seed, and writes the episodes that "
+        "it won, with a reason for each command, for 'agentprm train --algo sft --demos'.",
+    )
+    common.add_game_options(parser, "train")
+    group = parser.add_argument_group("demonstrations")
+    group.add_argument(
+        "--expert",
+        choices=EXPERTS,
+        default="search",
+        help="'search' knows what a player knows: it looks where things usually are, and remembers; 'planner' knows where "
+        "everything is and takes a shortest way",
+    )
+    group.add_argument(
+        "--n", type=common.positive, metavar="N", help="how many games it shall win (default: all that it can)"
+    )
+    group.add_argument("--seed", type=int, default=0, help="of the order of the games, and of the noise")
+    group.add_argument(
+        "--noise", type=float, default=0.0, help="search: how disorderly it searches; 1 is clearly so, 0 not at all"
+    )
+    group.add_argument(
+        "--max-steps", type=common.positive, default=30, metavar="N", help="what takes more commands is not written"
+    )
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demos.jsonl.gz"),
+        metavar="FILE",
+        help="where to write them: JSON Lines, one episode a line, gzipped if the name ends in .gz",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Play and write."""
+    from agentprm_gym.episodes import write_episodes
+
+    games = find_games(args.split, args.games, args.task_types)
+    wanted = min(args.n or len(games), len(games))
+    with common.progress(console) as bars, common.stage(bars, "the expert plays", wanted) as done:
+        episodes = demonstrations(
+            games,
+            args.n,
+            args.seed,
+            expert=args.expert,
+            noise=args.noise,
+            max_steps=args.max_steps,
+            on_episode=common.counted(done),
+        )
+    write_episodes(args.out, episodes)
+    n_turns = sum(len(episode.turns) for episode in episodes)
+    console.print(
+        f"wrote {len(episodes)} demonstrations ({n_turns} turns) on {games.source} games of {games.split} to "
+        f"[bold]{args.out}[/]"
+    )
+    if len(episodes) < (args.n or len(games)):
+        console.print(f"the expert wins no more than {len(episodes)} of these {len(games)} games")
+    return 0

@@ -1,0 +1,62 @@
+"""``agentprm export``: what a save holds, in the formats of other tools."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from algorithms.cli import common
+
+#: What each adapter can become; the first is what happens without ``--as``.
+FORMATS = {"policy": ("peft", "merged"), "prm": ("classifier", "peft")}
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb."""
+    parser = common.add_verb(
+        verbs,
+        "export",
+        help="write a saved policy or process reward model for other tools",
+        description="Write a saved policy or process reward model as a folder that other tools read: 'peft', the adapter "
+        "alone, in PEFT's format; 'merged', the policy as a standalone causal language model; 'classifier', the process "
+        "reward model as a sequence classifier with one logit, whose sigmoid is Q. See docs/export.md.",
+    )
+    parser.add_argument("save", metavar="SAVE", help="a saved model (.zip)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="output folder, new or empty")
+    parser.add_argument("--adapter", choices=sorted(FORMATS), default="policy", help="which part of the save")
+    parser.add_argument(
+        "--as",
+        dest="format",
+        choices=("peft", "classifier", "merged"),
+        help="format (default: peft for the policy, classifier for the prm)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Export."""
+    from agentprm_gym.rewards.prm import load_prm
+    from algorithms.common.loading import load_language_model
+
+    chosen = args.format or FORMATS[args.adapter][0]
+    if chosen not in FORMATS[args.adapter]:
+        raise ValueError(
+            f"--adapter {args.adapter} cannot be exported as {chosen!r}: choose --as {' or '.join(FORMATS[args.adapter])}"
+        )
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise ValueError(f"--out {args.out} exists and is no empty folder: choose a new one")
+    if args.adapter == "prm":
+        prm = load_prm(args.save)
+        if chosen == "classifier":
+            prm.export(args.out)
+        else:
+            prm.export_adapter(args.out)
+    else:
+        lm = load_language_model(args.save)
+        write = lm.export_merged if chosen == "merged" else lm.export_adapter
+        write("policy", args.out)
+    console.print(f"{args.adapter} of {args.save} as {chosen} in [bold]{args.out}[/]")
+    return 0

@@ -1,0 +1,692 @@
+"""Policies on servers: any OpenAI-compatible chat API plays (vLLM, SGLang, llama.cpp, ``transformers serve``, a vendor's).
+
+The model behind the address writes freely, a reason and a command; it is prompted with the same templates as local models
+are, as a chat. It cannot be trained from here, but a server that takes LoRA adapters at run time can be given what was
+trained elsewhere (:meth:`ServerPolicy.use_adapter`). How to serve stands in ``docs/servers.md``.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import inspect
+import os
+import random
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import httpx
+import numpy as np
+
+from agentprm_gym.episodes import Turn
+from agentprm_gym.llm.prompts import TextPrompt
+from agentprm_gym.llm.transcripts import n_to_drop
+from algorithms.common.actors import Answer, Request, candidate_row
+from algorithms.common.policy import Transcript, predict_commands
+
+#: A policy's name that begins so is a server's address: ``"openai:http://127.0.0.1:8000/v1"``.
+PREFIX = "openai:"
+#: What an algorithm says to such a name.
+CANNOT_TRAIN = (
+    "a server's model cannot be trained here; use it with `agentprm eval`, or as a policy that plays "
+    "(algorithms.common.loading.load_policy), and train a local model: an alias, a folder, a hub id or a zip"
+)
+#: Answers that may be better the next time: timeout, conflict, too early, too many requests, and all server errors.
+_RETRIED = frozenset({408, 409, 425, 429})
+#: Longest pause between two attempts that the server did not ask for, in seconds.
+_LONGEST_BACKOFF = 30.0
+#: Lists of commands hold many numbers, so tokens are shorter than in prose; better too many than a refused request.
+_CHARACTERS_PER_TOKEN = 2.5
+
+T = TypeVar("T")
+
+
+class ServerError(ConnectionError):
+    """A server refused a request, or did not answer however often it was asked.
+
+    Attributes:
+        status: the HTTP status of the last answer; ``None`` where there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """Say what happened."""
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Usage:
+    """What a server was asked for so far.
+
+    Attributes:
+        requests: answered requests.
+        retries: attempts after the first.
+        failures: requests that were given up, or refused.
+        prompt_tokens: as the server counts them.
+        completion_tokens: likewise.
+        seconds: spent waiting for answers, summed over requests that ran side by side.
+        price: for a million prompt tokens and a million completion tokens, in any currency.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    price: tuple[float, float] | None = None
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of the prices; ``None`` without them."""
+        if self.price is None:
+            return None
+        return (self.prompt_tokens * self.price[0] + self.completion_tokens * self.price[1]) / 1e6
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counters as JSON types."""
+        names = ("requests", "retries", "failures", "prompt_tokens", "completion_tokens", "seconds", "cost")
+        return {name: getattr(self, name) for name in names}
+
+
+class Completion(NamedTuple):
+    """One answer of the model; ``cut`` says that it hit the limit on its length."""
+
+    text: str
+    cut: bool
+
+
+Message = dict[str, str]
+
+
+class ServerClient:
+    """A thin client of an OpenAI-compatible chat API. It may be used from several threads.
+
+    The API key is read from the environment with each request and is kept nowhere.
+
+    Attributes:
+        model: the name that requests ask for.
+        usage: the counters.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key_env: str = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        max_retries: int = 5,
+        concurrency: int = 8,
+        price_in: float | None = None,
+        price_out: float | None = None,
+        fields: Mapping[str, Any] | None = None,
+        backoff: float = 0.5,
+        max_wait: float = 60.0,
+    ) -> None:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            base_url: what ``/chat/completions`` is put behind, for example ``http://127.0.0.1:8000/v1``.
+            model: the model's name there.
+            api_key_env: environment variable that holds the key; without the variable none is sent.
+            timeout: seconds to wait for an answer.
+            max_retries: attempts after the first, where that may help: no connection, a timeout, status 408, 409, 425, 429
+                or 500 and above.
+            concurrency: requests under way at once.
+            price_in: of a million prompt tokens.
+            price_out: of a million completion tokens.
+            fields: added to the body of every chat request, for what servers differ in; ``None`` as a value takes a field
+                out: ``{"max_tokens": None, "max_completion_tokens": 300}``.
+            backoff: seconds before the first retry; doubled each time, with jitter.
+            max_wait: longest ``Retry-After`` in seconds that is waited for.
+
+        Raises:
+            ValueError: for an address that is none or holds a secret, no model, or numbers out of range.
+        """
+        self.base_url = _checked_url(base_url)
+        if not model:
+            raise ValueError(
+                f"which model? Expected its name at the server, got {model!r}: set model_name (--model-name); "
+                f"{self.base_url}/models lists what there is"
+            )
+        if timeout <= 0 or max_retries < 0 or concurrency < 1 or backoff < 0 or max_wait < 0:
+            raise ValueError(
+                "expected timeout above 0, max_retries, backoff and max_wait of 0 or more and concurrency of 1 or more, "
+                f"got {timeout}, {max_retries}, {backoff}, {max_wait} and {concurrency}"
+            )
+        if (price_in is None) != (price_out is None):
+            raise ValueError(f"expected both prices or none, got price_in={price_in} and price_out={price_out}")
+        self.model, self.api_key_env = model, api_key_env
+        self.timeout, self.max_retries, self.concurrency = timeout, max_retries, concurrency
+        self.backoff, self.max_wait = backoff, max_wait
+        self.fields = dict(fields or {})
+        price = None if price_in is None or price_out is None else (price_in, price_out)
+        self.usage = Usage(price=price)
+        self._takes_n = True
+        self._lock = threading.Lock()
+        self._jitter = random.Random()  # of its own: no other dice are disturbed
+        self._http = httpx.Client(timeout=timeout, limits=httpx.Limits(max_connections=concurrency))
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="agentprm-server")
+        # Connections do not outlive the client, also where nobody closes it.
+        self._finalizer = weakref.finalize(self, self._http.close)
+
+    def __repr__(self) -> str:
+        return f"ServerClient({self.base_url!r}, {self.model!r})"
+
+    def close(self) -> None:
+        """Close the connections; the client is of no use afterwards."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._finalizer()
+
+    # Chat -------------------------------------------------------------------------------------
+    def complete(
+        self,
+        chats: Sequence[Sequence[Message]],
+        seeds: Sequence[int],
+        *,
+        n: int = 1,
+        temperature: float = 1.0,
+        max_tokens: int = 256,
+    ) -> list[list[Completion]]:
+        """Draw ``n`` answers to each chat, the requests side by side.
+
+        Where the server does not know the parameter ``n`` (it refuses, or gives one answer), each answer is a request of its
+        own.
+
+        Args:
+            chats: the messages of each.
+            seeds: one for each chat, for servers that honour them.
+            n: answers to each.
+            temperature: of sampling.
+            max_tokens: longest answer.
+
+        Raises:
+            ServerError: if one of the requests fails for good; the others are abandoned.
+        """
+        out: list[list[Completion]] = [[] for _ in chats]
+        while True:
+            jobs: list[tuple[int, int, dict[str, Any]]] = []
+            for i, (chat, seed) in enumerate(zip(chats, seeds, strict=True)):
+                have, missing = len(out[i]), n - len(out[i])
+                parts = [missing] if self._takes_n and missing else [1] * missing
+                for k, wanted in enumerate(parts):
+                    body = {"messages": list(chat), "temperature": temperature, "max_tokens": max_tokens}
+                    jobs.append((i, wanted, {**body, "seed": seed + have + k}))
+            if not jobs:
+                return out
+            for (i, wanted, _), got in zip(jobs, self._side_by_side(self._chat, jobs), strict=True):
+                out[i] += got[:wanted]
+
+    def _chat(self, job: tuple[int, int, dict[str, Any]], stop: threading.Event) -> list[Completion]:
+        """One request; fewer answers than were wanted say that the server does not know ``n``."""
+        _, wanted, body = job
+        body = {"model": self.model, **body, **({"n": wanted} if wanted > 1 else {}), **self.fields}
+        body = {key: value for key, value in body.items() if value is not None}
+        try:
+            response = self._post(f"{self.base_url}/chat/completions", body, stop)
+        except ServerError as error:
+            if wanted > 1 and error.status in (400, 422):
+                self._takes_n = False
+                return []  # asked one by one; if something else was wrong, that says so
+            raise
+        try:
+            data = response.json()
+            answers = [
+                Completion(_text(c["message"].get("content")), c.get("finish_reason") == "length")
+                for c in data["choices"]
+            ]
+            if not answers:
+                raise ValueError("no choices")
+            used = data.get("usage") or {}
+            tokens = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ServerError(
+                f"{response.url} answered with something else than a chat completion ({type(error).__name__}: {error}): "
+                f"{self._shown(response.text)!r}. Is the address right? It usually ends with /v1",
+                response.status_code,
+            ) from None
+        with self._lock:
+            self.usage.prompt_tokens += tokens[0]
+            self.usage.completion_tokens += tokens[1]
+        if len(answers) < wanted:
+            self._takes_n = False
+        return answers
+
+    # Adapters ---------------------------------------------------------------------------------
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Have the server load a LoRA adapter; requests may then ask for ``name`` as their model.
+
+        vLLM takes adapters at run time if it was started with ``--enable-lora`` and
+        ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=true``, SGLang with ``--enable-lora``.
+
+        Args:
+            name: what to call it.
+            path: PEFT folder, as the *server* sees it.
+
+        Raises:
+            ServerError: if it cannot.
+        """
+        self._adapter("load_lora_adapter", {"lora_name": name, "lora_path": os.fspath(path)})
+
+    def unload_adapter(self, name: str) -> None:
+        """Have the server forget an adapter.
+
+        Raises:
+            ServerError: if it cannot.
+        """
+        self._adapter("unload_lora_adapter", {"lora_name": name})
+
+    def _adapter(self, verb: str, body: dict[str, Any]) -> None:
+        # vLLM has it beside the chat API, SGLang at the root.
+        places = list(dict.fromkeys([self.base_url, self.base_url.removesuffix("/v1")]))
+        for place in places:
+            try:
+                self._post(f"{place}/{verb}", body, threading.Event())
+                return
+            except ServerError as error:
+                if error.status not in (404, 405):
+                    raise
+        raise ServerError(
+            f"{self.base_url} takes no adapters at run time ({verb} is unknown): start vLLM with --enable-lora and "
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true in its environment, or SGLang with --enable-lora",
+            404,
+        )
+
+    # Requests ---------------------------------------------------------------------------------
+    def _side_by_side(self, function: Callable[[Any, threading.Event], T], jobs: Sequence[Any]) -> list[T]:
+        """Run jobs in the pool; the first that fails ends it, and the others stop retrying."""
+        stop = threading.Event()
+        futures = [self._pool.submit(function, job, stop) for job in jobs]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            error = next((e for e in (future.exception() for future in done) if e is not None), None)
+            if error is not None:
+                raise error
+            return [future.result() for future in futures]
+        finally:
+            stop.set()
+            for future in futures:
+                future.cancel()
+
+    def _post(self, url: str, body: dict[str, Any], stop: threading.Event) -> httpx.Response:
+        last, status, attempt = "", None, 0
+        for attempt in range(1, self.max_retries + 2):
+            response, last = self._attempt(url, body)
+            status = None if response is None else response.status_code
+            if response is not None and response.is_success:
+                self._count(requests=1)
+                return response
+            if response is not None and status not in _RETRIED and response.status_code < 500:
+                self._count(failures=1)
+                raise ServerError(f"{url} refused a request for the model {body.get('model', '')!r}: {last}", status)
+            asked = _retry_after(response)
+            if attempt > self.max_retries or (asked or 0) > self.max_wait:
+                break
+            pause = min(self.backoff * 2 ** (attempt - 1), _LONGEST_BACKOFF) * self._jitter.uniform(0.5, 1)
+            if stop.wait(max(pause, asked or 0)):
+                break
+            self._count(retries=1)
+        self._count(failures=1)
+        raise ServerError(
+            f"{url} gave no answer for the model {body.get('model', '')!r} in {attempt} attempts; the last error: {last}. "
+            "Is the server up and the address right? If it is only slow or busy, raise timeout or max_retries, or lower "
+            "concurrency",
+            status,
+        )
+
+    def _attempt(self, url: str, body: dict[str, Any]) -> tuple[httpx.Response | None, str]:
+        """Ask once; returns the response, if there was one, and what was wrong with it."""
+        key = self._key()
+        start = time.monotonic()
+        try:
+            response = self._http.post(url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
+        except httpx.RequestError as error:
+            what = f"no answer within {self.timeout:g} s" if isinstance(error, httpx.TimeoutException) else str(error)
+            return None, f"{type(error).__name__}: {self._shown(what)}"
+        finally:
+            self._count(seconds=time.monotonic() - start)
+        if response.is_success:
+            return response, ""
+        return response, f"status {response.status_code}: {self._shown(response.text)}{self._advice(response)}"
+
+    def _advice(self, response: httpx.Response) -> str:
+        if response.status_code in (401, 403):
+            state = "is set" if self._key() else "is not set"
+            return f" (the key comes from the environment variable {self.api_key_env}, which {state})"
+        if response.status_code == 404:
+            return f" (is the address right? It usually ends with /v1; {self.base_url}/models lists the models)"
+        if response.status_code == 400 and "context" in response.text:
+            return " (set max_context, which shortens long transcripts, or lower it)"
+        if response.is_redirect:
+            return f" (redirects to {response.headers.get('location', '')!r}: give that address)"
+        return ""
+
+    def _shown(self, text: str) -> str:
+        """What a server said, for an error message: short, and without the key, which some repeat."""
+        key = self._key()
+        text = " ".join((text.replace(key, "***") if key else text).split())
+        return text if len(text) <= 500 else text[:500] + " ..."
+
+    def _key(self) -> str:
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            # Caught here, since whoever refuses it later would show it.
+            raise ValueError(f"the environment variable {self.api_key_env} holds no key: it has unprintable characters")
+        return key
+
+    def _count(self, **more: float) -> None:
+        with self._lock:
+            for name, value in more.items():
+                setattr(self.usage, name, getattr(self.usage, name) + value)
+
+
+@dataclass(slots=True)
+class _Chat:
+    """A running episode as messages.
+
+    Attributes:
+        prompt: the template.
+        task: the task in words.
+        limit: characters that all messages may have together; ``None`` for no limit.
+    """
+
+    prompt: TextPrompt
+    task: str
+    limit: int | None
+    _turns: list[list[Message]] = field(default_factory=list)
+
+    def read(self, feedback: str, admissible_commands: Sequence[str]) -> bool:
+        """Append a turn's prompt; returns whether the chat was shortened, by the rule of local models' transcripts."""
+        text = self.prompt.prompt(self.task, feedback, admissible_commands, not self._turns)
+        self._turns.append([{"role": "user", "content": text}])
+        sizes = [sum(len(m["content"]) for m in turn) for turn in self._turns]
+        if self.limit is None or sum(sizes) <= self.limit:
+            return False
+        # Where the first turn and this one are too much already, the server says so: it knows its tokens.
+        n = n_to_drop(sizes, self.limit)
+        del self._turns[1 : 1 + n]
+        return n > 0
+
+    def say(self, turn: Turn) -> None:
+        """Append what was answered: as it was said, and a bare command, such as an expert's, in the template's form."""
+        bare = turn.response in ("", turn.command) and (turn.command in turn.admissible_commands or not turn.response)
+        text = self.prompt.response(turn.reason, turn.command) if bare else turn.response
+        self._turns[-1].append({"role": "assistant", "content": text})
+
+    @property
+    def messages(self) -> list[Message]:
+        """The chat so far."""
+        return [message for turn in self._turns for message in turn]
+
+
+class ServerActor:
+    """Answers running episodes with what a server's model writes.
+
+    Malformed answers go to the game as they are, which says that nothing happens, and are counted.
+
+    Attributes:
+        counts: ``turns``, how many of them were ``shortened``, ``responses``, and how many of these were ``malformed`` (no
+            command where the template wants one), ``inadmissible`` or ``cut`` (hit the limit on their length).
+    """
+
+    def __init__(
+        self,
+        client: ServerClient,
+        prompt: TextPrompt,
+        *,
+        temperature: float = 1.0,
+        n_candidates: int = 1,
+        max_new_tokens: int = 256,
+        max_context: int | None = None,
+        counts: Counter[str] | None = None,
+    ) -> None:
+        """Make an actor.
+
+        Args:
+            client: the server.
+            prompt: the template.
+            temperature: of sampling.
+            n_candidates: answers a turn; the first is executed, all are recorded.
+            max_new_tokens: longest answer.
+            max_context: tokens of chat and answer together, estimated from characters; longer chats are shortened.
+                ``None`` sends everything.
+            counts: where to count; new counters where ``None``.
+        """
+        self.client, self.prompt = client, prompt
+        self.temperature, self.n_candidates, self.max_new_tokens = temperature, n_candidates, max_new_tokens
+        self.limit = None
+        if max_context is not None:
+            self.limit = max(0, int((max_context - max_new_tokens) * _CHARACTERS_PER_TOKEN))
+        self.counts: Counter[str] = Counter() if counts is None else counts
+        self._chats: dict[int, _Chat] = {}
+
+    def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
+        """See :class:`Actor`."""
+        chat = self._chats[row] = _Chat(self.prompt, task, self.limit)
+        for turn in history:
+            chat.read(turn.feedback, turn.admissible_commands)
+            chat.say(turn)
+
+    def executed(self, row: int, turn: Turn) -> None:
+        """See :class:`Actor`."""
+        self._chats[row].say(turn)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """See :class:`Actor`.
+
+        Raises:
+            ServerError: if the server does not answer.
+        """
+        answers = []
+        for drawn in self.sample(requests, self.n_candidates):
+            if len(drawn) > 1:
+                drawn[0].candidates = [candidate_row(a.command, None, a.log_prob, a.response) for a in drawn]
+            answers.append(drawn[0])
+        return answers
+
+    def sample(self, requests: Sequence[Request], n: int) -> list[list[Answer]]:
+        """Draw ``n`` responses for each request.
+
+        Raises:
+            ServerError: if the server does not answer.
+        """
+        chats, seeds = [], []
+        for request in requests:
+            chat = self._chats[request.row]
+            self.counts["turns"] += 1
+            self.counts["shortened"] += chat.read(request.feedback, request.admissible_commands)
+            chats.append(chat.messages)
+            seeds.append(int(request.rng.integers(2**31)))
+        drawn = self.client.complete(chats, seeds, n=n, temperature=self.temperature, max_tokens=self.max_new_tokens)
+        return [[self._answer(r, c) for c in some] for r, some in zip(requests, drawn, strict=True)]
+
+    def _answer(self, request: Request, completion: Completion) -> Answer:
+        text = completion.text.strip()
+        reason, command, well_formed = self.prompt.read(text)
+        self.counts["responses"] += 1
+        self.counts["cut"] += completion.cut
+        self.counts["malformed"] += not well_formed
+        self.counts["inadmissible"] += command not in request.admissible_commands
+        return Answer(command, float("nan"), None, text, reason)
+
+
+class ServerPolicy:
+    """A server's model as a policy: it has actors and SB3's ``predict``, and nothing to train.
+
+    Attributes:
+        client: the server, with its counters (``client.usage``).
+        counts: of all actors, see :class:`ServerActor`.
+        rng: where requests' seeds come from in :meth:`predict`.
+    """
+
+    def __init__(
+        self,
+        client: ServerClient,
+        *,
+        template: str = "full",
+        temperature: float = 1.0,
+        max_new_tokens: int = 256,
+        max_context: int | None = None,
+    ) -> None:
+        """Make a policy.
+
+        Args:
+            client: the server.
+            template: prompt template: ``"full"``, ``"react"`` (a prompted baseline), or a ``.jinja`` file.
+            temperature: of sampling; 0 is greedy.
+            max_new_tokens: longest answer; thinking models need more.
+            max_context: see :class:`ServerActor`.
+
+        Raises:
+            ValueError: for an unknown template, or numbers out of range.
+        """
+        if temperature < 0 or max_new_tokens < 1:
+            raise ValueError(
+                f"expected a temperature of 0 or more and max_new_tokens of 1 or more, got {temperature} and {max_new_tokens}"
+            )
+        if max_context is not None and max_context <= max_new_tokens:
+            raise ValueError(f"max_context must be above max_new_tokens, got {max_context} and {max_new_tokens}")
+        self.client, self.prompt = client, TextPrompt(template)
+        self.temperature, self.max_new_tokens, self.max_context = temperature, max_new_tokens, max_context
+        self.counts: Counter[str] = Counter()
+        self.rng = np.random.default_rng(0)
+        self._base_model, self._adapter = client.model, ""
+
+    def actor(self, n_rows: int, *, temperature: float | None = None, n_candidates: int = 1) -> ServerActor:
+        """An actor for running episodes; it holds no caches, so any number of them."""
+        return ServerActor(
+            self.client,
+            self.prompt,
+            temperature=self.temperature if temperature is None else temperature,
+            n_candidates=n_candidates,
+            max_new_tokens=self.max_new_tokens,
+            max_context=self.max_context,
+            counts=self.counts,
+        )
+
+    def predict(
+        self,
+        observation: Mapping[str, Any],
+        state: Sequence[Transcript] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, list[Transcript]]:
+        """Choose a command for one observation or a batch; arguments and results as those of :meth:`LLMPolicy.predict`.
+
+        Raises:
+            ServerError: if the server does not answer.
+            ValueError: for a Gymnasium ``(observation, info)`` tuple, missing keys or lengths that differ.
+        """
+        return predict_commands(self, observation, state, episode_start, deterministic)
+
+    def use_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
+        """Have the server load a LoRA adapter and play with it from now on; the one used before is unloaded.
+
+        Args:
+            name: what to call it; a new name each iteration keeps old requests apart from new ones.
+            path: PEFT folder as the server sees it, for example from ``LanguageModel.export_adapter``.
+
+        Raises:
+            ServerError: if the server cannot.
+        """
+        old = self._adapter
+        if old == name:  # servers refuse a name that is taken
+            self.use_base()
+            old = ""
+        self.client.load_adapter(name, path)
+        self.client.model, self._adapter = name, name
+        if old:
+            self.client.unload_adapter(old)
+
+    def use_base(self) -> None:
+        """Play with the model that was named at first, and unload the adapter in use.
+
+        Raises:
+            ServerError: if the server cannot.
+        """
+        old, self._adapter, self.client.model = self._adapter, "", self._base_model
+        if old:
+            self.client.unload_adapter(old)
+
+
+def is_server(model: Any) -> bool:
+    """Whether a policy's name is a server's address, or the policy itself a server's."""
+    if isinstance(model, str):
+        return model.startswith(PREFIX)
+    return model is ServerPolicy or isinstance(model, ServerPolicy)
+
+
+def load_server_policy(model: str, *, model_name: str | None = None, **kwargs: Any) -> ServerPolicy:
+    """The policy of an address.
+
+    Args:
+        model: ``"openai:<base url>"``.
+        model_name: the model's name there.
+        kwargs: of :class:`ServerPolicy` and of :class:`ServerClient`.
+
+    Raises:
+        ValueError: for an address that is none, or arguments that make no sense with a server.
+    """
+    if kwargs.pop("action_mode", "generate") != "generate":
+        raise ValueError("a server's model writes freely: leave action_mode out, or set it to 'generate'")
+    kwargs.pop("reason", None)  # whether it reasons is up to the template
+    own, client = (_keywords(c) for c in (ServerPolicy, ServerClient))
+    unknown = sorted(set(kwargs) - own - client)
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]!r} makes no sense with a server's model: expected any of {', '.join(sorted(own | client))}"
+        )
+    made = ServerClient(
+        model.removeprefix(PREFIX), model_name or "", **{k: v for k, v in kwargs.items() if k in client}
+    )
+    return ServerPolicy(made, **{k: v for k, v in kwargs.items() if k in own})
+
+
+def _keywords(cls: type) -> set[str]:
+    parameters = inspect.signature(cls).parameters.values()
+    return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def _checked_url(text: str) -> str:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ValueError(
+            f"expected a server's address such as 'http://127.0.0.1:8000/v1', got {text!r}; as a policy's name it is "
+            f"'{PREFIX}http://127.0.0.1:8000/v1'"
+        )
+    if url.userinfo or url.query:
+        # Not repeated here: it may be a secret, and the address is written into results.
+        raise ValueError(
+            "expected a server's address without user, password and query, since it is written into results: put a key into "
+            "the environment variable that api_key_env names"
+        )
+    return text.rstrip("/")
+
+
+def _text(content: Any) -> str:
+    """A message's text; some servers give it in parts, thoughts among them."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text", "")) for part in content if part.get("type", "text") == "text")
+    return "" if content is None else str(content)
+
+
+def _retry_after(response: httpx.Response | None) -> float | None:
+    """How many seconds a server asks to wait: a number, or a date."""
+    value = "" if response is None else response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
