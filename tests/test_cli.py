@@ -69,7 +69,7 @@ def saved(learner: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_the_verbs(cli: Cli) -> None:
     done = cli("--help")
     assert done.status == 0
-    assert all(re.search(rf"^    {verb} ", done.out, re.MULTILINE) for verb in VERBS)
+    assert all(re.search(rf"^    {verb} ", done.out, re.MULTILINE) for verb in (*VERBS, "export"))
     assert "examples:" in done.out
 
 
@@ -110,6 +110,10 @@ def test_listing_games_does_not_wait_for_torch() -> None:
         (["play", "--games", "generated", "--game", "99999"], "99999"),
         (["play", "--games", "generated", "--task-types", "cook"], "pick_and_place_simple"),
         (["games", "--games", "nowhere"], "alfworld"),
+        (["games", "generate", "--games", "alfworld"], "leave out --games"),
+        (["games", "generate", "--rooms", "garage"], "bathroom"),
+        (["games", "generate", "--n-objects", "9", "3"], "n_objects"),
+        (["games", "generate", "--n-objects", "1", "2", "3"], "[low, high]"),
         (["demos", "--n", "0"], "1 or more"),
         (["demos", "--games", "generated", "--expert", "planner", "--noise", "1"], "noise"),
         (["demos", "--games", "generated", "--noise", "-1"], "0 or more"),
@@ -176,6 +180,31 @@ def test_all_games_of_a_split_are_demonstrated_in_few_steps(cli: Cli, tmp_path: 
     n_games = len(find_games("valid_unseen", "generated", ["look_at_obj_in_light"]))
     assert f"wrote {n_games} demonstrations" in done.out
     assert len({e.game_id for e in episodes}) == n_games and all(len(e.turns) <= 5 for e in episodes)
+
+
+def test_games_are_generated_as_asked_and_never_overwritten_unasked(cli: Cli, tmp_path: Path) -> None:
+    run = ("games", "generate", "--n", 4, "--split", "valid_seen", "--rooms", "kitchen", "--n-receptacles", 4, 6)
+    knobs = {"rooms": ["kitchen"], "n_receptacles": [4, 6], "n_games": 4}
+    expected = find_games("valid_seen", "generated", generator_kwargs=knobs)
+    done = cli(*run)
+    assert done.status == 0 and "wrote 4 games of valid_seen" in done.out and "a second" in done.out
+    assert set(find_games("valid_seen", tmp_path / "generated").game_ids) == set(expected.game_ids)
+    done = cli(*run, "--seed", 1)
+    assert done.status == 0 and len(find_games("valid_seen", tmp_path / "generated")) == 8
+    assert "4 were there already" in cli(*run).out
+    path = next((tmp_path / "generated").rglob("game.tw-pddl"))
+    path.write_text("{}")
+    done = cli(*run, "--seed", 0 if path.parent.name in str(expected.game_ids) else 1)
+    assert done.status == 2 and "--force" in done.err and path.read_text() == "{}"
+
+
+def test_knobs_hold_for_lists_and_not_for_real_games(cli: Cli, tmp_path: Path) -> None:
+    done = cli("games", *GENERATED, "--rooms", "bathroom", "--split", "train", "--list")
+    scenes = {int(line.split("/")[0].rsplit("-", 1)[1]) for line in done.out.splitlines()}
+    assert done.status == 0 and min(scenes) > 400
+    write_games(tmp_path / "data", [0])
+    done = cli("games", "--games", tmp_path / "data", "--n-objects", 5)
+    assert done.status == 2 and "games='generated'" in done.err
 
 
 # ---------------------------------------------------------------------- play

@@ -762,6 +762,7 @@ def test_a_prm_out_of_a_save_reads_as_it_did_when_it_was_saved(learner: str, tmp
     torch.nn.init.normal_(model.prm.head.weight)
     model.save(tmp_path / "model")
     prm = load_prm(tmp_path / "model.zip")
+    assert prm.lm.context_length == 900
     assert prm.input_ids(TASK, TURNS) == model.prm.input_ids(TASK, TURNS)
     torch.testing.assert_close(prm.score_turns(TASK, TURNS), model.prm.score_turns(TASK, TURNS))
 

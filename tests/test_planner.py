@@ -31,7 +31,7 @@ def _goal(rng: random.Random, task_type: str) -> str:
     formula = goal_text(task_type, "Apple", "DeskLamp" if task_type.startswith("look") else "Shelf")
     if "isHot" in formula and rng.random() < 0.3:
         formula = formula.replace("(isHot ?o)", rng.choice(["(isHot ?o) (isClean ?o)", "(isHot ?o) (isCool ?o)"]))
-    if "able ?o)" in formula and rng.random() < 0.3:
+    if "able ?o)" in formula and rng.random() < 0.5:
         for affordance in ("cleanable", "heatable", "coolable"):
             formula = formula.replace(f"({affordance} ?o)", "")
     return formula
@@ -54,7 +54,11 @@ def _room(seed: int, task_type: str) -> Game:
         location = "" if rng.random() < 0.03 else f"loc_bar_{rng.randint(1, n_locations)}"
         properties = "" if rng.random() > doors.get(kind, 0) else rng.choice(["openable", "openable opened"])
         receptacles[f"{kind}_bar__{i}"] = (kind, location, properties)
-    things: list[str | None] = ["Apple", rng.choice(["Apple", "Fork"]), rng.choice(["Apple", "Fork", "DeskLamp", None])]
+    things: list[str | None] = [
+        "Apple",
+        rng.choice(["Apple", "Apple", "Fork"]),
+        rng.choice(["Apple", "Fork", "DeskLamp", None]),
+    ]
     if task_type == "pick_two_obj_and_place":
         things[1] = "Apple"
     if task_type.startswith("look"):
@@ -64,10 +68,10 @@ def _room(seed: int, task_type: str) -> Game:
         # Most rooms are not tidy from the start.
         homes = rng.sample(sorted(receptacles), rng.choice([1, 1, 2]))
         homes = [r for r in homes if not r.startswith("Shelf")] if rng.random() < 0.6 else homes
-        properties = [p for p in ("cleanable", "heatable", "coolable") if kind == "Apple" and rng.random() < 0.9]
+        properties = [p for p in ("cleanable", "heatable", "coolable") if kind == "Apple" and rng.random() < 0.75]
         properties += ["pickupable"] * (rng.random() < (0.5 if kind == "DeskLamp" else 0.95))
         properties += ["toggleable"] * (kind == "DeskLamp" and rng.random() < 0.9)
-        properties += [p for p in ("isClean", "isHot", "isCool", "isToggled") if rng.random() < 0.1]
+        properties += [p for p in ("isClean", "isHot", "isCool", "isToggled") if rng.random() < 0.2]
         objects[f"{kind or 'Thing'}_bar__{i}"] = (kind, " ".join(properties), homes, [])
     if "Apple" not in goal or "DeskLamp" in goal:
         # A lamp in reach of nobody declares the type.
@@ -153,13 +157,13 @@ def _compare(task_type: str, seeds: range) -> None:
 
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 def test_the_costs_are_those_of_a_search_through_all_states(task_type: str) -> None:
-    _compare(task_type, range(14))
+    _compare(task_type, range(12))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 def test_the_costs_are_those_of_a_search_through_all_states_of_many_rooms(task_type: str) -> None:
-    _compare(task_type, range(14, 300))
+    _compare(task_type, range(12, 300))
 
 
 # ---------------------------------------------------------------------- plans

@@ -379,7 +379,10 @@ class Planner:
         )
 
     def _joining(self, s: _State, i: int) -> Iterable[tuple[str, float]]:
-        """Put it where another is, or where another follows."""
+        """Put it where another is, or where another follows.
+
+        If it is there already, as well as in the hand, then this empties the hand, and another must follow.
+        """
         joined = frozenset().union(*(s.where[j] for j in self._targets if j != i))
         others = [
             (location, self._price(s, r))
@@ -389,8 +392,6 @@ class Planner:
             if (location := self._locations.get(r)) is not None
         ]
         for r, home in self._homes:
-            if r in s.where[i]:
-                continue  # it is there as well, and one thing is not two
             cost: float = self._price(s, r) + 1
             if r not in joined:
                 # There and back, unless it lies beside.

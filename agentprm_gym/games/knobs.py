@@ -66,7 +66,8 @@ class Knobs:
         n_receptacles: How many receptacles of a floor plan are there, at least 3. A floor plan that
             has fewer than the highest number gives as many as it has, and one that has fewer than
             the lowest is left out.
-        n_objects: How many objects are in receptacles, at least 2.
+        n_objects: How many objects are in receptacles, 2 to 200. Where `n_distractors` is given, too, this
+            is a limit: each task has the targets it usually has, or fewer, or more, so as to keep to it.
         n_distractors: How many of these the task does not ask for: neither its targets nor its lamp.
 
     Raises:

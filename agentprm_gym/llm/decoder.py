@@ -16,7 +16,7 @@ import torch
 
 from agentprm_gym.llm.cache import RaggedCache
 from agentprm_gym.llm.models import LanguageModel
-from agentprm_gym.llm.packing import PackedTrees, fill_ancestors
+from agentprm_gym.llm.packing import PackedTrees, tree_block
 
 #: A second forward for the long rows pays when it saves this many padded tokens.
 _SPLIT_GAIN = 256
@@ -241,31 +241,36 @@ class TranscriptDecoder:
 
     # Forward ----------------------------------------------------------------------------------
     def _forward(self, batch: Sequence[_Feed]) -> list[torch.Tensor]:
-        rows = torch.tensor([feed.slot for feed in batch])
         n_new = max(len(feed) for feed in batch)
+        slots = [feed.slot for feed in batch]
+        rows = torch.tensor(slots)
+        index = {slot: b for b, slot in enumerate(slots)}
         width = self.cache.begin(rows, n_new)
         pad = int(self.model.tokenizer.pad_token_id)
-        ids = np.full((len(batch), n_new), pad, dtype=np.int64)  # (b, n_new)
-        positions = np.zeros((len(batch), n_new), dtype=np.int64)  # (b, n_new)
-        mask = np.zeros((len(batch), n_new, width), dtype=np.bool_)  # (b, n_new, S)
+        ids = np.full((len(slots), n_new), pad, dtype=np.int64)  # (b, n_new)
+        positions = np.zeros((len(slots), n_new), dtype=np.int64)  # (b, n_new)
+        mask = np.zeros((len(slots), n_new, width), dtype=np.bool_)  # (b, n_new, S)
+        starts = self.cache.lengths[rows].numpy()
+        # A padded query sees itself, so that its softmax is finite.
+        pads = np.arange(n_new)
+        mask[np.arange(len(slots))[:, None], pads, starts[:, None] + pads] = True
         windowed = self.model.sliding_window is not None
-        key_positions = np.tile(np.arange(width), (len(batch), 1)) if windowed else None  # (b, S)
-        for b, feed in enumerate(batch):
+        key_positions = np.tile(np.arange(width), (len(slots), 1)) if windowed else None  # (b, S)
+        for feed in batch:
+            b = index[feed.slot]
             start, n, total = feed.start, len(feed.tokens), len(feed)
             ids[b, :n] = feed.tokens
             ids[b, n:total] = feed.extension.tree_tokens
-            new = np.zeros((n_new, n_new), dtype=np.bool_)
-            depth = np.zeros(n_new, dtype=np.int64)
-            new[:n, :n] = np.tri(n, dtype=np.bool_)
-            depth[:n] = np.arange(n)
-            fill_ancestors(new, depth, [n - 1 if p < 0 else n + p for p in feed.extension.tree_parents], n)
-            pads = np.arange(total, n_new)
-            new[pads, pads] = True
-            mask[b, :, :start] = True
-            mask[b, :, start : start + n_new] = new
-            positions[b] = start + depth
+            seen, depth = tree_block(tuple(feed.extension.tree_parents))
+            end = start + n
+            mask[b, :total, :start] = True
+            mask[b, :n, start:end] = np.tri(n, dtype=np.bool_)
+            mask[b, n:total, start:end] = True
+            mask[b, n:total, end : start + total] = seen
+            positions[b, :n] = np.arange(start, end)
+            positions[b, n:total] = end - 1 + depth
             if key_positions is not None:
-                key_positions[b, start : start + n_new] = start + depth
+                key_positions[b, start : start + n_new] = positions[b]
             self.n_fed += total
         device = self.model.device
         packed = PackedTrees(
@@ -277,7 +282,7 @@ class TranscriptDecoder:
         hidden = self.model.hidden(packed, self.cache)  # (b, n_new, H)
         for feed in batch:
             self.cache.lengths[feed.slot] = feed.start + len(feed.tokens)
-        return [hidden[b, len(feed.tokens) - 1 : len(feed)] for b, feed in enumerate(batch)]
+        return [hidden[index[feed.slot], len(feed.tokens) - 1 : len(feed)] for feed in batch]
 
 
 def _length_groups(lengths: Sequence[int]) -> list[range]:

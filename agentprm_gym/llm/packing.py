@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +90,20 @@ def fill_ancestors(
             mask[i] = mask[parent]
             depth[i] = depth[parent] + 1
         mask[i, i] = True
+
+
+@lru_cache(8192)
+def tree_block(parents: tuple[int, ...]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """What the nodes of a small tree see of each other, (n, n), and their depth below its root, 1 and more, (n,).
+
+    Args:
+        parents: of each node, -1 for the root. Trees recur: what is returned is shared, not to be changed.
+    """
+    n = len(parents)
+    seen = np.zeros((n, n), dtype=np.bool_)
+    depth = np.ones(n, dtype=np.int64)
+    fill_ancestors(seen, depth, parents, 0)
+    return seen, depth
 
 
 def pack(trees: Sequence[TokenTree], pad_id: int, device: torch.device | str = "cpu") -> PackedTrees:

@@ -120,24 +120,6 @@ class Responder:
         )
 
 
-@dataclass(slots=True)
-class _Choices:
-    """The choices of several tries, flattened: what is to be looked up, and how it is put together."""
-
-    node: list[int] = field(default_factory=list)  # of each choice: row of the hidden states that decide
-    token: list[int] = field(default_factory=list)
-    group: list[int] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)  # of each trie: its first choice
-    n_groups: int = 0
-
-    def add(self, start: int, trie: CommandTrie) -> None:
-        self.offsets.append(len(self.node))
-        self.node += [start + 1 + n for n in trie.child_node]
-        self.token += trie.child_token
-        self.group += [self.n_groups + g for g in trie.child_group]
-        self.n_groups += trie.n_groups
-
-
 def choice_log_probs(
     lm: LanguageModel, hidden: torch.Tensor, starts: Sequence[int], tries: Sequence[CommandTrie]
 ) -> tuple[torch.Tensor, list[int]]:
@@ -152,21 +134,26 @@ def choice_log_probs(
     Returns:
         (C,) float32 log-probabilities in the order of the tries' ``child_*`` lists, and where each trie's begin.
     """
-    choices = _Choices()
+    offsets, parts = [0], []
+    n_groups = 0
     for start, trie in zip(starts, tries, strict=True):
-        choices.add(start, trie)
+        # Of each choice: the row of the hidden states that decide, the token, the softmax it takes part in.
+        parts.append(trie.children + np.array([[start + 1], [0], [n_groups]]))
+        offsets.append(offsets[-1] + trie.children.shape[1])
+        n_groups += trie.n_groups
     device = hidden.device
-    if not choices.node:
-        return torch.zeros(0, device=device), choices.offsets
-    tokens = torch.tensor(choices.token, device=device)
+    if not offsets[-1]:
+        return torch.zeros(0, device=device), offsets[:-1]
+    nodes, tokens, groups = np.concatenate(parts, axis=1)  # each (C,)
+    which = torch.from_numpy(tokens).to(device)
     if tries[0].full:
-        rows = sorted(set(choices.node))
-        index = {row: i for i, row in enumerate(rows)}
-        where = torch.tensor([index[row] for row in choices.node], device=device)
-        return lm.token_log_probs(hidden[torch.tensor(rows, device=device)], where, tokens), choices.offsets
-    scores = lm.token_logits(hidden[torch.tensor(choices.node, device=device)], tokens)  # (C,)
-    groups = torch.tensor(choices.group, device=device)
-    return grouped_log_softmax(scores, groups, choices.n_groups), choices.offsets
+        rows, where = np.unique(nodes, return_inverse=True)
+        log_probs = lm.token_log_probs(
+            hidden[torch.from_numpy(rows).to(device)], torch.from_numpy(where).to(device), which
+        )
+        return log_probs, offsets[:-1]
+    scores = lm.token_logits(hidden[torch.from_numpy(nodes).to(device)], which)  # (C,)
+    return grouped_log_softmax(scores, torch.from_numpy(groups).to(device), n_groups), offsets[:-1]
 
 
 def command_log_probs(
@@ -183,21 +170,16 @@ def command_log_probs(
 
 def _sum_paths(log_probs: torch.Tensor, offsets: Sequence[int], tries: Sequence[CommandTrie]) -> list[torch.Tensor]:
     """Add up the choices along each command's path; with full tries, normalise over the commands."""
-    choice: list[int] = []
-    command: list[int] = []
-    sizes: list[int] = []
-    n = 0
-    for offset, trie in zip(offsets, tries, strict=True):
-        for i, path in enumerate(trie.command_choices):
-            choice += [offset + c for c in path]
-            command += [n + i] * len(path)
-        sizes.append(len(trie.command_choices))
-        n += sizes[-1]
+    sizes = [len(trie.command_choices) for trie in tries]
+    firsts = np.cumsum([0, *sizes])
     device = log_probs.device
-    total = torch.zeros(n, dtype=torch.float32, device=device)
-    if choice:
-        index = torch.tensor(command, device=device)
-        total = total.index_add(0, index, log_probs[torch.tensor(choice, device=device)])
+    total = torch.zeros(int(firsts[-1]), dtype=torch.float32, device=device)
+    if len(log_probs):
+        pairs = [
+            trie.pairs + np.array([[offset], [n]]) for trie, offset, n in zip(tries, offsets, firsts[:-1], strict=True)
+        ]
+        choice, command = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device)  # each (P,)
+        total = total.index_add(0, command, log_probs[choice])
     if not (tries and tries[0].full):
         return list(total.split(sizes))
     divisors = torch.tensor([d for trie in tries for d in trie.divisors], device=device)

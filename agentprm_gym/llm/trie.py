@@ -10,8 +10,10 @@ ancestors: the whole distribution costs one forward pass of a few tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 
@@ -42,6 +44,17 @@ class CommandTrie:
     n_groups: int
     full: bool = False
     divisors: tuple[float, ...] = ()
+    #: The ``child_*`` lists as one (3, C) array, and ``command_choices`` as pairs of choice and command, (2, P).
+    children: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
+    pairs: npt.NDArray[np.int64] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Flatten what batches are put together from."""
+        children = np.array([self.child_node, self.child_token, self.child_group], dtype=np.int64).reshape(3, -1)
+        choices = [choice for path in self.command_choices for choice in path]
+        owners = [i for i, path in enumerate(self.command_choices) for _ in path]
+        object.__setattr__(self, "children", children)
+        object.__setattr__(self, "pairs", np.array([choices, owners], dtype=np.int64).reshape(2, -1))
 
     @classmethod
     def build(
@@ -59,60 +72,38 @@ class CommandTrie:
         """
         if not commands:
             raise ValueError("a trie needs at least one command, got none")
-        children, parent, token, paths = _grow(commands)
-        if len({path[-1] for path in paths}) != len(paths):
-            raise ValueError("two commands have the same tokens and cannot be told apart by this tokenizer")
-        needed = [False] * len(children)  # a choice remains at or below the node
-        for node in range(len(children) - 1, -1, -1):
-            needed[node] = needed[node] or len(children[node]) > (0 if full else 1)
-            if needed[node] and node:
-                needed[parent[node]] = True
-        fed = {0: -1}
+        least = 1 if full else 2  # how many children make a choice
         tokens: list[int] = []
         parents: list[int] = []
-        for node in range(1, len(children)):
-            if needed[node]:
-                fed[node] = len(tokens)
-                tokens.append(token[node])
-                parents.append(fed[parent[node]])
         child_node: list[int] = []
         child_token: list[int] = []
         child_group: list[int] = []
-        child_index: dict[int, int] = {}
+        choices: list[list[int]] = [[] for _ in commands]
         n_groups = 0
-        for node in range(len(children)):
-            if len(children[node]) > (0 if full else 1):
-                for tok, child in children[node].items():
-                    child_index[child] = len(child_node)
-                    child_node.append(fed[node])
-                    child_token.append(tok)
+        # Commands that begin alike, how many tokens they share, and the node of the last of these. What is left of a command
+        # that is alone is forced: it never becomes a node.
+        open_groups = [(list(range(len(commands))), 0, -1)]
+        while open_groups:
+            members, depth, node = open_groups.pop()
+            following: dict[int, list[int]] = {}
+            for i in members:
+                if depth == len(commands[i]):
+                    raise ValueError("two commands have the same tokens and cannot be told apart by this tokenizer")
+                following.setdefault(commands[i][depth], []).append(i)
+            if len(following) >= least:
+                for token, some in following.items():
+                    for i in some:
+                        choices[i].append(len(child_node))
+                    child_node.append(node)
+                    child_token.append(token)
                     child_group.append(n_groups)
                 n_groups += 1
-        choices = [[child_index[node] for node in path if node in child_index] for path in paths]
+            for token, some in following.items():
+                if len(some) > 1 or (full and depth + 1 < len(commands[some[0]])):
+                    open_groups.append((some, depth + 1, len(tokens)))
+                    tokens.append(token)
+                    parents.append(node)
         return cls(tokens, parents, child_node, child_token, child_group, choices, n_groups, full, tuple(divisors))
-
-
-def _grow(
-    commands: Sequence[Sequence[int]],
-) -> tuple[list[dict[int, int]], list[int], list[int], list[list[int]]]:
-    """The whole tree, node 0 being the root: each node's children by token, parent and token; each command's path."""
-    children: list[dict[int, int]] = [{}]
-    parent, token = [-1], [-1]
-    paths: list[list[int]] = []
-    for command in commands:
-        node, path = 0, []
-        for tok in command:
-            child = children[node].get(tok)
-            if child is None:
-                child = len(children)
-                children[node][tok] = child
-                children.append({})
-                parent.append(node)
-                token.append(tok)
-            node = child
-            path.append(node)
-        paths.append(path)
-    return children, parent, token, paths
 
 
 def grouped_log_softmax(scores: torch.Tensor, groups: torch.Tensor, n_groups: int) -> torch.Tensor:

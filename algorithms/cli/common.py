@@ -85,11 +85,11 @@ def add_device_options(group: Any) -> None:
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Options of a policy on a server (``openai:<base url>``)."""
     group = parser.add_argument_group(
-        "server (a policy openai:URL; the API key is read from the environment, see --api-key-env)"
+        "server", "for a policy openai:URL; its API key is read from the environment and from nowhere else"
     )
     group.add_argument("--model-name", metavar="NAME", help="the model's name at the server")
     group.add_argument("--concurrency", type=positive, metavar="N", help="requests under way at once (default: 8)")
-    group.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer (default: 256)")
+    group.add_argument("--max-new-tokens", type=positive, metavar="N", help="longest answer in tokens")
     group.add_argument(
         "--max-context", type=positive, metavar="N", help="shorten transcripts to about so many tokens (default: never)"
     )
@@ -123,8 +123,10 @@ def server_kwargs(args: argparse.Namespace, model: str) -> dict[str, Any]:
     wanted = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     if args.price is not None:
         wanted["price_in"], wanted["price_out"] = args.price
-    if wanted and not model.startswith("openai:"):
-        option = "--" + next(iter(wanted)).replace("_", "-").replace("price-in", "price")
+    # Local models write and read so many tokens, too.
+    foreign = [name for name in wanted if name not in ("max_new_tokens", "max_context")]
+    if foreign and not model.startswith("openai:"):
+        option = "--" + foreign[0].replace("_", "-").replace("price-in", "price")
         raise ValueError(f"{option} is for models on servers (openai:URL), and {model!r} is none")
     return wanted
 

@@ -1,10 +1,12 @@
-"""``agentprm games``: what there is to play."""
+"""``agentprm games``: what there is to play, and more of it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from agentprm_gym.games import SPLITS, TASK_TYPES, DataNotFoundError, GameList, find_games
+from agentprm_gym.games.knobs import ROOMS, read_generator_kwargs
+from agentprm_gym.games.writing import write_games
 from algorithms.cli import common
 
 #: Enough of a hash to tell two sets of games apart at a glance.
@@ -23,26 +27,48 @@ def add_parser(verbs: Any) -> None:
     parser = common.add_verb(
         verbs,
         "games",
-        help="list the games that are found",
+        help="list the games that are found, or generate some",
         description="Without more, prints what each split holds: where its games come from, how many there are of each "
-        "task type, and a hash that two reports about the same games share.",
+        "task type, and a hash that two reports about the same games share. 'agentprm games generate' writes games in "
+        "ALFWorld's own layout, which ALFWorld and TextWorld can play, too.",
     )
     parser.add_argument(
         "what",
         nargs="?",
         default="list",
-        choices=("list",),
-        help="list games (default)",
+        choices=("list", "generate"),
+        help="list games (default), or generate some",
     )
-    common.add_game_options(parser, None, no_split="all of them")
+    common.add_game_options(parser, None, no_split="all of them; generate: train")
     listing = parser.add_argument_group("list")
     listing.add_argument("--list", action="store_true", dest="ids", help="print the games' ids, one a line")
     listing.add_argument("--check", action="store_true", help="read every game and name those that cannot be played")
+    generate = parser.add_argument_group("generate")
+    generate.add_argument("--n", type=common.positive, default=1000, metavar="N", help="how many games")
+    generate.add_argument("--seed", type=int, default=0, help="another seed is another series of games")
+    generate.add_argument("--out", type=Path, default=Path("generated"), metavar="FOLDER", help="where to write them")
+    generate.add_argument(
+        "--force",
+        action="store_true",
+        help="overwrite games that are there and differ; without, others are added and the same are left as they are",
+    )
+    knobs = parser.add_argument_group("generated games", "what they shall be like (default: like the real ones)")
+    knobs.add_argument("--rooms", nargs="+", metavar="ROOM", help=f"only these: {', '.join(ROOMS)}")
+    for name, what in (
+        ("receptacles", "receptacles there are"),
+        ("objects", "objects are in them"),
+        ("distractors", "of these objects the task does not ask for"),
+    ):
+        knobs.add_argument(
+            f"--n-{name}", nargs="+", type=int, metavar="N", help=f"how many {what}: a number, or lowest and highest"
+        )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """List games."""
+    """List games, or generate some."""
+    if args.what == "generate":
+        return _generate(args, console)
     found = _find(args)
     if args.ids:
         for games in found:
@@ -63,11 +89,11 @@ def _find(args: argparse.Namespace) -> list[GameList]:
         DataNotFoundError: if there is none.
     """
     if args.split is not None:
-        return [find_games(args.split, args.games, args.task_types)]
+        return [find_games(args.split, args.games, args.task_types, generator_kwargs=_knobs(args))]
     found, missing = [], None
     for split in SPLITS:
         try:
-            found.append(find_games(split, args.games, args.task_types))
+            found.append(find_games(split, args.games, args.task_types, generator_kwargs=_knobs(args)))
         except DataNotFoundError as error:
             missing = missing or error
     if missing is not None and not found:
@@ -104,3 +130,28 @@ def _check(found: list[GameList], console: Console) -> int:
             n_bad += len(games.bad_games)
     console.print("all games can be played" if not n_bad else f"{n_bad} games cannot be played")
     return 1 if n_bad else 0
+
+
+def _knobs(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options say about generated games, as ``generator_kwargs``."""
+    numbers = {key: getattr(args, key) for key in ("n_receptacles", "n_objects", "n_distractors")}
+    ranges = {key: value[0] if len(value) == 1 else value for key, value in numbers.items() if value}
+    return ({"rooms": args.rooms} if args.rooms else {}) | ranges
+
+
+def _generate(args: argparse.Namespace, console: Console) -> int:
+    if args.games not in ("auto", "generated"):
+        raise ValueError(f"'agentprm games generate' makes games and reads none: leave out --games {args.games}")
+    split = args.split or "train"
+    generator = read_generator_kwargs({**_knobs(args), "task_types": args.task_types, "seed": args.seed})
+    start = time.monotonic()
+    with common.progress(console) as bars, common.stage(bars, f"generate {args.n} games", args.n) as done:
+        n_new = write_games(args.out, args.n, split, generator, overwrite=args.force, on_game=common.counted(done))
+    seconds = time.monotonic() - start
+    there = f"; {args.n - n_new} were there already" if n_new < args.n else ""
+    console.print(
+        f"wrote {n_new} games of {split} to [bold]{escape(str(args.out))}[/], {args.n / seconds:.0f} a second{there}",
+        highlight=False,
+    )
+    console.print(f"Play them: agentprm play --games {escape(str(args.out))} --split {split}", highlight=False)
+    return 0

@@ -132,6 +132,7 @@ def stream(
     """
     running: dict[int, _Running] = {}
     queue = enumerate(tasks)
+    has_queue = venv.has_attr("queue_tasks")
 
     def begin(row: int) -> bool:
         running.pop(row, None)
@@ -139,6 +140,10 @@ def stream(
         if index is None or task is None:
             return False
         observation, info = venv.env_method("reset", options=dict(task.options), indices=[row])[0]
+        if has_queue and "game_id" in info:
+            # A vector environment begins another episode by itself when one ends, which nobody here looks at: let it be
+            # one of the same game, or it would draw and read a new one.
+            venv.env_method("queue_tasks", [{"game": info["game_id"]}], replace=True, indices=[row])
         rng = np.random.default_rng(list(task.seed))
         running[row] = _Running(index, task, rng, list(task.history), [], info, observation)
         actor.start(row, str(observation["task"]), task.history)
@@ -150,6 +155,23 @@ def stream(
             for idle in range(row, venv.num_envs):
                 venv.env_method("reset", indices=[idle])
             break
+    try:
+        yield from _play(actor, venv, running, begin, policy_name, snapshots, on_step)
+    finally:
+        if has_queue:
+            venv.env_method("queue_tasks", [], replace=True)
+
+
+def _play(
+    actor: Actor,
+    venv: VecEnv,
+    running: dict[int, _Running],
+    begin: Callable[[int], bool],
+    policy_name: str,
+    snapshots: bool,
+    on_step: OnStep | None,
+) -> Iterator[tuple[int, Rollout]]:
+    """Step the running episodes until there are no more; ``begin`` puts the next task in a row that is free."""
     while running:
         rows = sorted(running)
         if snapshots:

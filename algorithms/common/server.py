@@ -111,6 +111,7 @@ class ServerClient:
 
     Attributes:
         model: the name that requests ask for.
+        base_model: the name that was given at first, without an adapter.
         usage: the counters.
     """
 
@@ -162,7 +163,7 @@ class ServerClient:
             )
         if (price_in is None) != (price_out is None):
             raise ValueError(f"expected both prices or none, got price_in={price_in} and price_out={price_out}")
-        self.model, self.api_key_env = model, api_key_env
+        self.model, self.base_model, self.api_key_env = model, model, api_key_env
         self.timeout, self.max_retries, self.concurrency = timeout, max_retries, concurrency
         self.backoff, self.max_wait = backoff, max_wait
         self.fields = dict(fields or {})
@@ -259,8 +260,8 @@ class ServerClient:
         return answers
 
     # Adapters ---------------------------------------------------------------------------------
-    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> None:
-        """Have the server load a LoRA adapter; requests may then ask for ``name`` as their model.
+    def load_adapter(self, name: str, path: str | os.PathLike[str]) -> str:
+        """Have the server load a LoRA adapter.
 
         vLLM takes adapters at run time if it was started with ``--enable-lora`` and
         ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=true``, SGLang with ``--enable-lora``.
@@ -269,10 +270,15 @@ class ServerClient:
             name: what to call it.
             path: PEFT folder, as the *server* sees it.
 
+        Returns:
+            The model that requests have to ask for: vLLM's is the adapter's name, SGLang's ``base:name``, which would answer
+            to the bare name with the base model and without a word.
+
         Raises:
             ServerError: if it cannot.
         """
-        self._adapter("load_lora_adapter", {"lora_name": name, "lora_path": os.fspath(path)})
+        place = self._adapter("load_lora_adapter", {"lora_name": name, "lora_path": os.fspath(path)})
+        return name if place == self.base_url else f"{self.base_model}:{name}"
 
     def unload_adapter(self, name: str) -> None:
         """Have the server forget an adapter.
@@ -282,13 +288,13 @@ class ServerClient:
         """
         self._adapter("unload_lora_adapter", {"lora_name": name})
 
-    def _adapter(self, verb: str, body: dict[str, Any]) -> None:
-        # vLLM has it beside the chat API, SGLang at the root.
+    def _adapter(self, verb: str, body: dict[str, Any]) -> str:
+        """Returns where it was found: vLLM has it beside the chat API, SGLang at the root."""
         places = list(dict.fromkeys([self.base_url, self.base_url.removesuffix("/v1")]))
         for place in places:
             try:
                 self._post(f"{place}/{verb}", body, threading.Event())
-                return
+                return place
             except ServerError as error:
                 if error.status not in (404, 405):
                     raise
@@ -324,7 +330,7 @@ class ServerClient:
                 return response
             if response is not None and status not in _RETRIED and response.status_code < 500:
                 self._count(failures=1)
-                raise ServerError(f"{url} refused a request for the model {body.get('model', '')!r}: {last}", status)
+                raise ServerError(f"{url} refused a request for {_asked_for(body)!r}: {last}", status)
             asked = _retry_after(response)
             if attempt > self.max_retries or (asked or 0) > self.max_wait:
                 break
@@ -334,7 +340,7 @@ class ServerClient:
             self._count(retries=1)
         self._count(failures=1)
         raise ServerError(
-            f"{url} gave no answer for the model {body.get('model', '')!r} in {attempt} attempts; the last error: {last}. "
+            f"{url} gave no answer for {_asked_for(body)!r} in {attempt} attempts; the last error: {last}. "
             "Is the server up and the address right? If it is only slow or busy, raise timeout or max_retries, or lower "
             "concurrency",
             status,
@@ -556,7 +562,7 @@ class ServerPolicy:
         self.temperature, self.max_new_tokens, self.max_context = temperature, max_new_tokens, max_context
         self.counts: Counter[str] = Counter()
         self.rng = np.random.default_rng(0)
-        self._base_model, self._adapter = client.model, ""
+        self._adapter = ""
 
     def actor(self, n_rows: int, *, temperature: float | None = None, n_candidates: int = 1) -> ServerActor:
         """An actor for running episodes; it holds no caches, so any number of them."""
@@ -599,8 +605,8 @@ class ServerPolicy:
         if old == name:  # servers refuse a name that is taken
             self.use_base()
             old = ""
-        self.client.load_adapter(name, path)
-        self.client.model, self._adapter = name, name
+        self.client.model = self.client.load_adapter(name, path)
+        self._adapter = name
         if old:
             self.client.unload_adapter(old)
 
@@ -610,7 +616,7 @@ class ServerPolicy:
         Raises:
             ServerError: if the server cannot.
         """
-        old, self._adapter, self.client.model = self._adapter, "", self._base_model
+        old, self._adapter, self.client.model = self._adapter, "", self.client.base_model
         if old:
             self.client.unload_adapter(old)
 
@@ -670,6 +676,11 @@ def _checked_url(text: str) -> str:
             "the environment variable that api_key_env names"
         )
     return text.rstrip("/")
+
+
+def _asked_for(body: Mapping[str, Any]) -> str:
+    """The model or adapter that a request is about."""
+    return str(body.get("model") or body.get("lora_name", ""))
 
 
 def _text(content: Any) -> str:
