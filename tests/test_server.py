@@ -438,6 +438,7 @@ def test_a_server_that_is_too_slow() -> None:
 
 def test_one_that_fails_ends_the_batch() -> None:
     busy = status(429, Retry_After="30")
+    before = set(threading.enumerate())
     with stand_in(busy, status(400, "bad"), busy) as fake, client(fake.url, concurrency=2) as c:
         start = time.monotonic()
         with pytest.raises(ServerError, match="bad"):
@@ -445,9 +446,10 @@ def test_one_that_fails_ends_the_batch() -> None:
         assert time.monotonic() - start < 5
         assert len(fake.asked) <= 3  # the others were not sent any more
         c.close()
-        while time.monotonic() - start < 5 and any(t.name.startswith("agentprm-server") for t in threading.enumerate()):
-            time.sleep(0.02)
-        assert time.monotonic() - start < 5  # nor is one still waiting, which would keep the program from ending
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith("agentprm-server"):
+                thread.join(5)
+                assert not thread.is_alive()  # one that still waited would keep the program from ending
 
 
 @pytest.mark.parametrize("code", [400, 401, 404, 422])

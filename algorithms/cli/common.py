@@ -347,7 +347,10 @@ def provenance() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
     machine = f"{platform.system()} {platform.machine()}, {n_cores()} CPU cores"
-    return {"commit": commit, "versions": versions, "machine": machine, "command": " ".join(sys.argv)}
+    # Without the folders of this machine, which say nothing elsewhere.
+    program = Path(sys.argv[0])
+    name = f"python -m benchmarks.{program.stem}" if program.suffix == ".py" else program.name
+    return {"commit": commit, "versions": versions, "machine": machine, "command": " ".join([name, *sys.argv[1:]])}
 
 
 def write_json(path: Path, data: Any) -> None:
