@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -44,6 +45,12 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--game", metavar="GAME", help="a game's id, path or index (default: drawn by --seed)")
     parser.add_argument("--seed", type=int, default=0, help="which games are drawn; watching: also the policy's dice")
     parser.add_argument("--engine", default="native", choices=("native", "textworld"), help="what runs the game")
+    parser.add_argument(
+        "--reward",
+        default="progress",
+        metavar="NAME",
+        help="process reward that is counted beside the task's own: progress, outcome (none), prm:<save.zip>, ...",
+    )
     common.add_game_options(parser, "valid_seen")
     watch = parser.add_argument_group("watching")
     watch.add_argument(
@@ -81,7 +88,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.temperature < 0 or (args.delay or 0) < 0:
         raise ValueError(f"--temperature and --delay must be 0 or more, got {args.temperature} and {args.delay}")
     # Without the step limit's wrapper: a person may take her time, and a turn that is taken back is not counted.
-    env: Any = gym.make("agentprm_gym:ALFWorld-v0", **common.env_kwargs(args, engine=args.engine)).unwrapped
+    kwargs = common.env_kwargs(args, engine=args.engine, reward=args.reward)
+    env: Any = gym.make("agentprm_gym:ALFWorldPRM-v0", **kwargs).unwrapped
     game = args.game
     if game is not None and game.lstrip("-").isdigit():
         game = int(game)
@@ -115,6 +123,7 @@ def _play(env: TextGameEnv, observation: Observation, console: Console) -> None:
 def _play_game(env: TextGameEnv, observation: Observation, console: Console) -> None:
     _show_task(env, observation, console)
     states: list[Any] = []
+    rewards: list[tuple[float, float]] = []  # of each turn, the task's and the process reward
     shown: list[str] = []
     while True:
         commands = _arranged(observation["admissible_commands"].split("\n"))
@@ -132,15 +141,19 @@ def _play_game(env: TextGameEnv, observation: Observation, console: Console) -> 
                 console.print("[yellow]There is nothing to take back.[/]")
                 continue
             observation, _ = env.restore(states.pop())
+            rewards.pop()
             console.print("[yellow]Taken back.[/]")
             _show_feedback(env, observation, console)
+            _show_state(env, rewards, console)
         elif (command := _command(told, commands)) is None:
             console.print(f"[yellow]Type a number from 1 to {len(commands)}, or a command.[/]")
         else:
             states.append(env.snapshot())
             observation, _, terminated, _, info = env.step(command)
+            rewards.append((float(info["reward/env"]), float(info["reward/prm"])))
             console.print(f"[bold cyan]> {escape(info['command'])}[/]")
             _show_feedback(env, observation, console)
+            _show_state(env, rewards, console)
             if terminated:
                 n = len(env.turns)
                 console.print(f"[bold green]Done, in {n} turns.[/] Agents are given 30.")
@@ -208,6 +221,7 @@ def _watch(env: TextGameEnv, observation: Observation, args: argparse.Namespace,
     rng = np.random.default_rng([args.seed, 12])
     actor.start(0, observation["task"], [])
     _show_task(env, observation, console)
+    rewards: list[tuple[float, float]] = []
     terminated = False
     while not terminated and len(env.turns) < args.max_steps:
         commands = observation["admissible_commands"].split("\n")
@@ -219,9 +233,13 @@ def _watch(env: TextGameEnv, observation: Observation, args: argparse.Namespace,
         if answer.candidates:
             console.print(_weighed(answer.candidates, answer.command))
         time.sleep(delay)
-        observation, _, terminated, _, info = env.step(answer.command)
+        observation, _, terminated, _, info = env.step(answer.response or answer.command)
+        rewards.append((float(info["reward/env"]), float(info["reward/prm"])))
+        if answer.reason:
+            console.print(f"[italic]{escape(answer.reason)}[/]", highlight=False)
         console.print(f"[bold cyan]{len(env.turns)} > {escape(info['command'])}[/]")
         _show_feedback(env, observation, console)
+        _show_state(env, rewards, console)
     if terminated:
         console.print(f"[bold green]Done, in {len(env.turns)} turns.[/]")
     else:
@@ -297,6 +315,19 @@ def _show_feedback(env: TextGameEnv, observation: Observation, console: Console)
         console.print(escape(observation["feedback"]), highlight=False)
     else:
         _show_task(env, observation, console)
+
+
+def _show_state(env: TextGameEnv, rewards: Sequence[tuple[float, float]], console: Console) -> None:
+    """What the player holds, the last turn's reward, and all so far with its parts."""
+    ((carried, _, _),) = env.look_ahead([["inventory"]])
+    held = carried.split(":", 1)[1].strip(" .") if ":" in carried else "nothing"
+    task, process = sum(r[0] for r in rewards), sum(r[1] for r in rewards)
+    last = f"{sum(rewards[-1]):+.2f}" if rewards else "none"
+    console.print(
+        f"[dim]turn {len(env.turns)} | holding {escape(held)} | last reward {last} | "
+        f"total {task + process:.2f} = task {task:.2f} + process {process:.2f}[/]",
+        highlight=False,
+    )
 
 
 def _numbered(commands: list[str]) -> Columns:
