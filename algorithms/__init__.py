@@ -4,12 +4,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from algorithms.agent_prm import AgentPRM as AgentPRM
+    from algorithms.gigpo import GiGPO as GiGPO
+    from algorithms.grpo import GRPO as GRPO
+    from algorithms.online_dpo import OnlineDPO as OnlineDPO
+    from algorithms.ppo import PPO as PPO
+    from algorithms.reinforce import REINFORCE as REINFORCE
+    from algorithms.rft import RFT as RFT
+    from algorithms.rloo import RLOO as RLOO
     from algorithms.sft import SFT as SFT
 
 # Where each is defined; imported when first asked for, so that `agentprm games` does not wait for torch.
-_MODULES = {"AgentPRM": "algorithms.agent_prm", "SFT": "algorithms.sft"}
+_MODULES = {
+    "AgentPRM": "algorithms.agent_prm",
+    "GRPO": "algorithms.grpo",
+    "GiGPO": "algorithms.gigpo",
+    "OnlineDPO": "algorithms.online_dpo",
+    "PPO": "algorithms.ppo",
+    "REINFORCE": "algorithms.reinforce",
+    "RFT": "algorithms.rft",
+    "RLOO": "algorithms.rloo",
+    "SFT": "algorithms.sft",
+}
 
-__all__ = ["SFT", "AgentPRM"]
+__all__ = ["GRPO", "PPO", "REINFORCE", "RFT", "RLOO", "SFT", "AgentPRM", "GiGPO", "OnlineDPO"]
 
 
 def __getattr__(name: str) -> Any:

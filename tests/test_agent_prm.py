@@ -20,7 +20,8 @@ from agentprm_gym.rewards.prm import load_prm
 from algorithms import SFT, AgentPRM
 from algorithms.agent_prm.fit import evaluate_prm, fit_prm, prm_loss
 from algorithms.agent_prm.online_dpo import dpo_loss
-from algorithms.agent_prm.targets import QTable, label_episodes, returns_to_go, state_keys
+from algorithms.agent_prm.targets import QTable, label_episodes, state_keys
+from algorithms.common.advantages import discounted_returns
 from algorithms.common.evaluation import evaluate
 from algorithms.common.loading import load_actor
 from tests.algorithm_helpers import make_alfworld, make_model, make_toy
@@ -41,8 +42,8 @@ def episode(commands: Sequence[str], *, won: bool, feedback: Sequence[str] | Non
 # ---------------------------------------------------------------------- targets
 def test_a_success_is_worth_more_the_nearer_the_end() -> None:
     rewards = [turn.reward for turn in episode("aaaaa", won=True).turns]
-    np.testing.assert_allclose(returns_to_go(rewards, 0.95), [0.81450625, 0.857375, 0.9025, 0.95, 1.0])
-    np.testing.assert_array_equal(returns_to_go([0.0] * 5, 0.95), np.zeros(5))
+    np.testing.assert_allclose(discounted_returns(rewards, 0.95), [0.81450625, 0.857375, 0.9025, 0.95, 1.0])
+    np.testing.assert_array_equal(discounted_returns([0.0] * 5, 0.95), np.zeros(5))
 
 
 def test_visits_of_the_same_state_and_command_are_pooled() -> None:

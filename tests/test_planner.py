@@ -16,7 +16,7 @@ from agentprm_gym.engines.native import NativeEngine, Snapshot
 from agentprm_gym.engines.planner import Planner, PlannerExpert
 from agentprm_gym.games import SPLITS, TASK_TYPES, DataNotFoundError, Game, find_games, parse_game
 from agentprm_gym.games.problem_text import goal_text
-from algorithms.agent_prm.targets import returns_to_go
+from algorithms.common.advantages import discounted_returns
 from tests.game_files import smallest, write_games
 from tests.odd_game import odd_game, room_data
 
@@ -224,7 +224,7 @@ def test_q_is_what_the_monte_carlo_targets_would_be_if_one_played_on_perfectly(g
     planner, engine = Planner(game), NativeEngine()
     plan = planner.plan()
     engine.reset(game)
-    targets = returns_to_go([0.0] * (len(plan) - 1) + [1.0], gamma=0.9)
+    targets = discounted_returns([0.0] * (len(plan) - 1) + [1.0], gamma=0.9)
     for command, target in zip(plan, targets, strict=True):
         q = planner.optimal_q(engine.snapshot(), gamma=0.9)
         assert q[command] == max(q.values()) == pytest.approx(target)

@@ -289,7 +289,7 @@ class AgentPRM(LLMAlgorithm):
             venv.num_envs, temperature=self.temperature, n_candidates=self.n_branch_candidates if snapshots else 1
         )
         with self.lm.merged(POLICY):
-            return collect(
+            rollouts = collect(
                 actor,
                 venv,
                 tasks,
@@ -298,6 +298,8 @@ class AgentPRM(LLMAlgorithm):
                 on_step=on_step,
                 on_episode=on_episode,
             )
+        self._record_acting(actor)
+        return rollouts
 
     def _label(self, episodes: Sequence[Episode], table: QTable) -> tuple[list[LabelledEpisode], list[LabelledEpisode]]:
         """Label the rollouts; one game in ten is held out to judge the PRM on.

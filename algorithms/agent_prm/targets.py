@@ -11,20 +11,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from agentprm_gym.episodes import Episode, Turn
-
-
-def returns_to_go(rewards: Sequence[float], gamma: float) -> npt.NDArray[np.float64]:
-    """Discounted return from each turn on: ``sum_k>=t gamma ** (k - t) * rewards[k]``, shape (T,)."""
-    out = np.zeros(len(rewards))
-    total = 0.0
-    for t in range(len(rewards) - 1, -1, -1):
-        total = rewards[t] + gamma * total
-        out[t] = total
-    return out
+from algorithms.common.advantages import discounted_returns
 
 
 def state_keys(task: str, turns: Sequence[Turn]) -> list[bytes]:
@@ -88,7 +76,7 @@ class QTable:
         """
         starts = first_turn if first_turn is not None else (0 for _ in iter(int, 1))
         for episode, start in zip(episodes, starts, strict=False):
-            returns = returns_to_go([turn.reward for turn in episode.turns], self.gamma)
+            returns = discounted_returns([turn.reward for turn in episode.turns], self.gamma)
             for t, key in enumerate(state_keys(episode.task, episode.turns)):
                 if t >= start:
                     visit = self.visits.setdefault(key, {}).setdefault(episode.turns[t].command, Visit())

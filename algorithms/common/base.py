@@ -37,6 +37,7 @@ from agentprm_gym.llm.models import BUNDLED, LanguageModel, lora_settings, resol
 from agentprm_gym.llm.prompts import TEMPLATES, template_source
 from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.spaces import UnicodeText
+from algorithms.common.actors import PolicyActor
 from algorithms.common.policy import POLICY, LLMPolicy
 from algorithms.common.server import CANNOT_TRAIN, is_server
 
@@ -268,6 +269,15 @@ class LLMAlgorithm(BaseAlgorithm):
             return False
         self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
         return True
+
+    def _record_acting(self, actor: PolicyActor) -> None:
+        """Log how often a policy's answers were malformed or cut short, and its transcripts shortened."""
+        counts, responder = actor.counts, actor.responder
+        self.total_tokens += actor.rows.decoder.n_fed
+        self.logger.record("rollout/shortened_share", counts["shortened"] / max(1, counts["turns"]))
+        if responder.writes_freely:
+            for what in ("cut", "malformed", "inadmissible"):
+                self.logger.record(f"rollout/{what}_share", counts[what] / max(1, counts["responses"]))
 
     def _record_episode(self, episode: Episode) -> None:
         """Keep an episode's true return, length and success for ``rollout/*``."""

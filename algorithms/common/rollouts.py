@@ -50,11 +50,14 @@ class Rollout:
         episode: all turns, the history included.
         snapshots: the game's state before each turn that was played here, where they were asked for.
         n_history: how many turns were history.
+        rewards: what the environment paid for each turn that was played here, process rewards included; the turns
+            themselves hold the task's own.
     """
 
     episode: Episode
     snapshots: list[object]
     n_history: int
+    rewards: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -66,6 +69,7 @@ class _Running:
     snapshots: list[object]
     info: dict[str, Any]
     observation: dict[str, str]
+    rewards: list[float] = field(default_factory=list)
 
 
 def collect(
@@ -212,13 +216,16 @@ def _act(actor: Actor, venv: VecEnv, running: Mapping[int, _Running]) -> npt.NDA
 def _stepped(run: _Running, reward: float, done: bool, info: dict[str, Any], policy_name: str) -> Rollout | None:
     """Write down what a step brought; returns the rollout where it ended the episode."""
     turn = run.turns[-1]
+    run.rewards.append(reward)
     turn.reward = float(info.get("reward/env", reward))
     turn.is_admissible = bool(info.get("is_admissible", turn.is_admissible))
     cut = run.task.max_turns is not None and len(run.turns) >= run.task.max_turns
     if not (done or cut):
         return None
     truncated = bool(info.get("TimeLimit.truncated", False)) or not done
-    return Rollout(_episode(run, info, policy_name, truncated=truncated), run.snapshots, len(run.task.history))
+    return Rollout(
+        _episode(run, info, policy_name, truncated=truncated), run.snapshots, len(run.task.history), run.rewards
+    )
 
 
 def _request(row: int, run: _Running, looks_ahead: VecEnv | None) -> Request:

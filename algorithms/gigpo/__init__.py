@@ -1,0 +1,5 @@
+"""GiGPO."""
+
+from algorithms.gigpo.gigpo import GiGPO
+
+__all__ = ["GiGPO"]

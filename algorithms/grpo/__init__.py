@@ -1,0 +1,5 @@
+"""GRPO."""
+
+from algorithms.grpo.grpo import GRPO
+
+__all__ = ["GRPO"]

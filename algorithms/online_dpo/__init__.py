@@ -1,0 +1,5 @@
+"""OnlineDPO."""
+
+from algorithms.online_dpo.online_dpo import OnlineDPO
+
+__all__ = ["OnlineDPO"]

@@ -1,0 +1,5 @@
+"""PPO."""
+
+from algorithms.ppo.ppo import PPO
+
+__all__ = ["PPO"]

@@ -1,0 +1,5 @@
+"""REINFORCE."""
+
+from algorithms.reinforce.reinforce import REINFORCE
+
+__all__ = ["REINFORCE"]

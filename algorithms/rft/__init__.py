@@ -1,0 +1,5 @@
+"""RFT."""
+
+from algorithms.rft.rft import RFT
+
+__all__ = ["RFT"]

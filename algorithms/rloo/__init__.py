@@ -1,0 +1,5 @@
+"""RLOO."""
+
+from algorithms.rloo.rloo import RLOO
+
+__all__ = ["RLOO"]

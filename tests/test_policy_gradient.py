@@ -1,0 +1,261 @@
+"""Policy gradient algorithms: advantages by hand, invariances of every loss, and that each of them learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+
+from agentprm_gym.llm.scoring import score_turns
+from algorithms import GRPO, PPO, REINFORCE, RFT, RLOO, GiGPO, OnlineDPO
+from algorithms.common.advantages import discounted_returns, gae, group_advantages, leave_one_out
+from algorithms.common.evaluation import make_eval_env
+from algorithms.common.on_policy import OnPolicyLLMAlgorithm, Sample
+from algorithms.common.policy import POLICY
+from algorithms.common.rollouts import Rollout
+from algorithms.common.surrogate import divergence, surrogate
+from algorithms.common.value import VALUE
+from tests.llm_helpers import make_episodes, randomise
+
+CLASSES = (GRPO, RLOO, REINFORCE, GiGPO, PPO, RFT)
+
+
+@pytest.fixture(scope="module")
+def toy() -> VecEnv:
+    return make_eval_env("TextIdentity-v0", n_envs=8)
+
+
+class TestAdvantages:
+    def test_gae_by_hand(self) -> None:
+        # delta = [0 + .5 * .4 - .2, 1 + 0 - .4] = [0, .6]; A = [0 + .5 * .8 * .6, .6]
+        np.testing.assert_allclose(gae([0.0, 1.0], [0.2, 0.4], 0.5, 0.8), [0.24, 0.6])
+        # Cut off: what might have come counts.
+        np.testing.assert_allclose(gae([0.0], [0.2], 0.5, 0.8, last_value=1.0), [0.3])
+
+    def test_gae_with_lambda_one_is_the_return_less_the_value(self) -> None:
+        rewards, values = [0.1, 0.0, 1.0], [0.3, 0.5, 0.2]
+        expected = discounted_returns(rewards, 0.9, 0.7) - np.array(values)
+        np.testing.assert_allclose(gae(rewards, values, 0.9, 1.0, 0.7), expected)
+
+    @pytest.mark.parametrize("normalize", ["group", "batch", "none"])
+    def test_group_advantages_sum_to_zero_within_each_group(self, normalize: str) -> None:
+        returns, groups = [1.0, 0.0, 0.5, 0.2, 0.2, 0.9], ["a", "a", "a", "b", "b", "c"]
+        out = group_advantages(returns, groups, normalize=normalize)
+        np.testing.assert_allclose([out[:3].sum(), out[3:5].sum(), out[5]], 0, atol=1e-12)
+        assert (out[0] > out[2] > out[1]) and not out[3:].any()
+
+    def test_leave_one_out_by_hand(self) -> None:
+        np.testing.assert_allclose(leave_one_out([1.0, 0.0, 0.5, 7.0], [0, 0, 0, 1]), [0.75, -0.75, 0.0, 0.0])
+
+
+class TestSurrogate:
+    def test_clipping_by_hand(self) -> None:
+        old = [torch.zeros(1)] * 3
+        new = [torch.log(torch.tensor([r])) for r in (1.5, 1.5, 0.5)]
+        terms = surrogate(new, old, [1.0, -1.0, 1.0], clip_range=0.2)
+        # A good turn earns up to 1.2, a bad one loses all of it, and below 0.8 a good one keeps its gradient.
+        assert float(terms.loss) == pytest.approx(-(1.2 - 1.5 + 0.5))
+        assert (terms.n, terms.n_clipped) == (3, 3)
+        assert terms.kl > 0
+
+    def test_levels(self) -> None:
+        new, old = [torch.tensor([0.1, 0.2])], [torch.tensor([0.0, 0.0])]
+        turn = surrogate(new, old, [1.0], clip_range=0.9)
+        token = surrogate(new, old, [1.0], clip_range=0.9, level="token")
+        assert float(turn.loss) == pytest.approx(-np.exp(0.3)) and turn.n == 1
+        assert float(token.loss) == pytest.approx(-(np.exp(0.1) + np.exp(0.2))) and token.n == 2
+
+
+def make(cls: type[OnPolicyLLMAlgorithm], learner: str, env: VecEnv, **kwargs: Any) -> Any:
+    model = cls(learner, env, seed=0, **kwargs)
+    randomise(model.lm, POLICY)
+    return model
+
+
+def samples_of(model: OnPolicyLLMAlgorithm, n: int = 8) -> list[Sample]:
+    """Samples with advantages, as if the model had just played them."""
+    rng = np.random.default_rng(0)
+    out = []
+    for i, episode in enumerate(make_episodes(n)):
+        rewards = [turn.reward for turn in episode.turns]
+        sample = Sample(Rollout(episode, [], 0, rewards), i // 2)
+        out.append(sample)
+    model._advantages(out)
+    for sample in out:
+        sample.advantages = rng.standard_normal(len(sample.episode.turns))
+    model._remember_old(out)
+    return out
+
+
+def gradients(model: Any, samples: Sequence[Sample], micro_batch_size: int) -> torch.Tensor:
+    """The gradient of a minibatch's loss, flat."""
+    model.micro_batch_size = micro_batch_size
+    n_turns = sum(len(s.episode.turns) for s in samples)
+    n_ratios = n_turns if model.level == "turn" else sum(len(o) for s in samples for o in s.old)
+    with model.lm.active(POLICY, train=True):
+        for piece in model._pieces(samples, micro_batch_size):
+            model.loss_sums(piece, n_ratios, n_turns)[0].backward()
+    model._extra_loss(samples, n_turns)
+    out = []
+    for parameter in model._parameters():
+        out.append(torch.zeros(parameter.numel()) if parameter.grad is None else parameter.grad.flatten().clone())
+        parameter.grad = None
+    return torch.cat(out)
+
+
+SETTINGS: list[tuple[Any, dict[str, Any]]] = [
+    *((cls, {}) for cls in CLASSES),
+    (GRPO, {"level": "token"}),
+    (GRPO, {"beta": 0.1, "ent_coef": 0.01}),
+    (PPO, {"clip_range_vf": 0.2}),
+    (GRPO, {"policy_kwargs": {"template": "full", "action_mode": "score"}}),
+    (GRPO, {"policy_kwargs": {"template": "full", "action_mode": "generate"}}),
+]
+
+
+@pytest.fixture(params=SETTINGS, ids=lambda s: f"{s[0].__name__}{'-'.join(['', *map(str, s[1])])}")
+def model(request: pytest.FixtureRequest, learner: str, toy: VecEnv) -> Any:
+    cls, kwargs = request.param
+    model = make(cls, learner, toy, **kwargs)
+    if model.beta > 0:
+        model.lm.copy_adapter(POLICY, "reference")
+        randomise(model.lm, "reference", seed=3)
+    return model
+
+
+def test_batch_one_times_eight_equals_batch_eight(model: Any) -> None:
+    """Gradient accumulation, and with it padding, changes nothing."""
+    samples = samples_of(model)
+    whole = gradients(model, samples, 8)
+    assert whole.abs().max() > 1e-6
+    for size in (1, 3):
+        torch.testing.assert_close(gradients(model, samples, size), whole, atol=2e-5, rtol=1e-3)
+
+
+def test_the_order_of_episodes_does_not_matter(model: Any) -> None:
+    samples = samples_of(model)
+    torch.testing.assert_close(gradients(model, samples[::-1], 4), gradients(model, samples, 4), atol=2e-5, rtol=1e-3)
+
+
+def test_ratios_are_one_on_the_first_minibatch(model: Any) -> None:
+    if isinstance(model, RFT):
+        pytest.skip("RFT has no ratios")
+    samples = samples_of(model)
+    n = sum(len(s.episode.turns) for s in samples)
+    with torch.no_grad(), model.lm.active(POLICY):
+        _, sums = model.loss_sums(samples, n, n)
+    assert sums["approx_kl"] == pytest.approx(0, abs=1e-6)
+    assert sums["clip_fraction"] == 0
+
+
+def test_without_an_advantage_there_is_no_gradient(learner: str, toy: VecEnv) -> None:
+    model = make(GRPO, learner, toy)
+    samples = samples_of(model)
+    for sample in samples:
+        sample.advantages[:] = 0
+    assert not gradients(model, samples, 8).any()
+
+
+def test_what_the_agent_read_is_not_trained_on(learner: str, toy: VecEnv) -> None:
+    """Only the tokens that were a choice of the agent's have a ratio; there are none where a single command was left."""
+    model = make(GRPO, learner, toy, level="token")
+    samples = samples_of(model)
+    counts = [len(old) for s in samples for old in s.old]
+    branching = [
+        len(model.policy.responder.trie(t.admissible_commands).command_choices[t.admissible_commands.index(t.command)])
+        for s in samples
+        for t in s.episode.turns
+    ]
+    assert counts == branching
+
+
+def test_the_divergence_is_zero_at_the_start_and_never_negative(learner: str, toy: VecEnv) -> None:
+    model = make(GRPO, learner, toy)
+    episodes = make_episodes(4)
+    with torch.no_grad():
+        with model.lm.active(POLICY):
+            scores = [s for row in score_turns(model.policy.responder, episodes) for s in row]
+        model.lm.copy_adapter(POLICY, "other")
+        randomise(model.lm, "other", seed=9)
+        with model.lm.active("other"):
+            others = [s for row in score_turns(model.policy.responder, episodes) for s in row]
+    for score, other in zip(scores, others, strict=True):
+        assert float(divergence(score, score)) == pytest.approx(0, abs=1e-6)
+        assert float(divergence(score, other)) > 0
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_reference_runs_only_where_it_counts(learner: str, toy: VecEnv, beta: float) -> None:
+    model = make(GRPO, learner, toy, n_games=2, group_size=4, batch_size=8, beta=beta)
+    model.learn(8)
+    assert ("reference" in model.lm.adapters) == (beta > 0)
+
+
+def test_target_kl_ends_the_updates(learner: str, toy: VecEnv) -> None:
+    counts = []
+    for target_kl in (None, 1e-9):
+        kwargs = {"n_games": 4, "group_size": 4, "batch_size": 2, "n_epochs": 3, "learning_rate": 0.05}
+        model = make(GRPO, learner, toy, target_kl=target_kl, **kwargs)
+        model.learn(16)
+        counts.append(model._n_updates)
+    assert counts[1] < counts[0]
+
+
+def test_the_value_head_is_saved(learner: str, toy: VecEnv, tmp_path: Any) -> None:
+    model = make(PPO, learner, toy, n_games=8, batch_size=8)
+    model.learn(8)
+    episodes = make_episodes(3)
+    model.save(tmp_path / "ppo")
+    loaded = PPO.load(tmp_path / "ppo", toy)
+    assert loaded.value.predict(episodes, 2) == model.value.predict(episodes, 2)
+    assert set(model.get_parameters()) == {POLICY, VALUE}
+
+
+def test_process_rewards_are_learnt_from_and_the_task_is_reported(learner: str) -> None:
+    env = make_eval_env("ALFWorldPRM-v0", n_envs=4, games="generated", reward="progress", max_episode_steps=4)
+    model = make(REINFORCE, learner, env, n_games=4)
+    seen: list[Sample] = []
+    original: Callable[[Sequence[Sample]], None] = model._advantages
+    model._advantages = lambda samples: (seen.extend(samples), original(samples))[1]
+    model.learn(4)
+    for sample in seen:
+        assert len(sample.rollout.rewards) == len(sample.episode.turns)
+        assert all(turn.reward in (0.0, 1.0) for turn in sample.episode.turns)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kwargs", "message"),
+    [
+        (GRPO, {"group_size": 1}, "2 episodes or more"),
+        (RLOO, {"group_size": 1}, "2 episodes or more"),
+        (GRPO, {"normalize": "all"}, "'group', 'batch' or 'none'"),
+        (PPO, {"gae_lambda": 1.5}, "gae_lambda"),
+        (PPO, {"level": "word"}, "'turn', 'token'"),
+        (REINFORCE, {"baseline": "mean"}, "'batch', 'turn', 'none'"),
+        (OnlineDPO, {"beta": 0.0}, "above 0"),
+        (RFT, {"n_per_game": 0}, "1 or more"),
+        (PPO, {"gamma": 0.0}, "gamma"),
+        (PPO, {"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_bad_arguments_are_refused(cls: Any, kwargs: dict[str, Any], message: str, toy: VecEnv) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls("tiny", toy, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, OnlineDPO])
+def test_learns_to_echo(cls: Any) -> None:
+    """The bundled model, which says any of the words, learns to say the one it is shown."""
+    env = make_eval_env("TextIdentity-v0", n_envs=16)
+    single = cls in (PPO, REINFORCE)
+    settings = {"n_games": 32 if single else 8, "group_size": 1 if single else 4, "batch_size": 16}
+    model = cls("tiny", env, seed=0, learning_rate=3e-3, **settings)
+    model.learn(200)
+    before = float(np.mean([e["r"] for e in model.ep_info_buffer]))
+    model.learn(800 if cls is PPO else 1600, reset_num_timesteps=False)
+    after = float(np.mean([e["r"] for e in model.ep_info_buffer]))
+    assert after > min(before + 0.2, 0.85), (before, after)
