@@ -7,6 +7,8 @@ Side by side in one run, on the same model, games and sampling:
   ``rollout_ratio_generate``: the same with free text.
 * ``score_ratio``: all admissible commands of a turn scored from one shared prefix, against one forward for each command.
 * ``forward_share``: share of our rollouts' time that is spent in the model's forward pass.
+* ``same_episodes_share``: share of episodes that are the same with 64 environments and with 7 (arithmetic in another order
+  could tip a draw).
 * ``memory_ratio``: peak memory of policy, reference, value and PRM over one base, against the policy alone, on a model of
   more than 100 M parameters; what Python and torch take before a model is loaded is subtracted from both.
 
@@ -152,6 +154,9 @@ def measure_rollouts(
 ) -> dict[str, Any]:
     """Both loops on the same games, in turns."""
     lm = policy.lm
+    (listed,) = venv.get_attr("games", indices=[0])
+    for game in range(n * repetitions):
+        _ = listed[game]  # parsed once, for both
     clock = Clock(lm, ("hidden", "logits", "token_logits"))
     rates: dict[str, list[float]] = {"ours": [], "usual": []}
     shares, ratios = [], []
@@ -173,6 +178,18 @@ def measure_rollouts(
         "usual": statistics.median(rates["usual"]),
         "forward_share": statistics.median(shares),
     }
+
+
+def measure_sameness(policy: LLMPolicy, n_games: int) -> float:
+    """Share of episodes that are the same, command for command, with 64 environments and with 7."""
+    played = []
+    for n_envs in (64, 7):
+        venv = make_eval_env(n_envs=n_envs, split="train", games="generated")
+        actor = PolicyActor(policy.responder, POLICY, n_envs)
+        with policy.lm.merged(POLICY):
+            rollouts = collect(actor, venv, [RolloutTask({"game": g}, (0, g)) for g in range(n_games)])
+        played.append([[t.command for t in r.episode.turns] for r in rollouts or []])
+    return sum(a == b for a, b in zip(*played, strict=True)) / n_games
 
 
 def measure_scoring(lm: LanguageModel, episodes: Sequence[Episode], repetitions: int) -> dict[str, float]:
@@ -245,6 +262,8 @@ def peak_memory(folder: str, adapters: Sequence[str]) -> float:
             if name != "reference":
                 value.sum().backward()
                 optimizer.step()
+                # As the algorithms here do: gradients of one adapter do not outlive its update.
+                optimizer.zero_grad(set_to_none=True)
     return peak() - before
 
 
@@ -305,6 +324,8 @@ def main() -> None:
         venv = make_eval_env(n_envs=n, split="train", games="generated")
         chosen = measure_rollouts(policy, venv, n, repetitions, "constrained", status.update)
         free = measure_rollouts(policy, venv, n, repetitions, "generate", status.update)
+        status.update("the same episodes with another number of environments")
+        same = measure_sameness(policy, 64 if args.quick else 512)
         status.update("scoring")
         episodes = demonstrations(find_games("valid_seen", "generated"), 20, args.seed)
         scoring = measure_scoring(policy.lm, episodes, repetitions)
@@ -321,6 +342,7 @@ def main() -> None:
         "score_turns_per_second": scoring["shared"],
         "forward_share": chosen["forward_share"],
         "forward_share_generate": free["forward_share"],
+        "same_episodes_share": same,
         "memory_ratio": memory["ratio"],
         "memory_policy_mb": memory["policy"],
         "memory_all_mb": memory["all"],

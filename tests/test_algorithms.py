@@ -97,7 +97,7 @@ def test_a_learning_rate_is_a_number_above_zero(algorithm: type, learner: str, t
 
 def test_algorithms_are_found_by_name() -> None:
     assert set(algorithms.__all__) <= set(dir(algorithms))
-    with pytest.raises(AttributeError, match="AgentPRM, SFT"):
+    with pytest.raises(AttributeError, match="AgentPRM, GRPO"):
         _ = algorithms.DQN
 
 

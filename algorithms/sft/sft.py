@@ -6,14 +6,15 @@ with them where the policy gives reasons (``policy_kwargs={"reason": True}``), t
 ordinary next-token loss on the whole response.
 
 One timestep is one demonstrated turn trained on, so ``learn(total_timesteps)`` passes over the demonstrations
-``total_timesteps / n_turns`` times; no environment is stepped.
+``total_timesteps / n_turns`` times; no environment is stepped, except with DAgger (``dagger_games``), whose own play is not
+counted.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -27,8 +28,13 @@ from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.scoring import score_turns
 from algorithms.common.base import LLMAlgorithm
 from algorithms.common.policy import POLICY
+from algorithms.common.rollouts import RolloutTask, collect
+from algorithms.sft.dagger import TEACHERS, teach
 
 LOSSES = ("constrained", "tokens")
+
+#: An episode, and the commands to learn at its turns where these are not the executed ones.
+Demonstration: TypeAlias = tuple[Episode, Sequence[str] | None]
 
 
 class SFT(LLMAlgorithm):
@@ -49,6 +55,8 @@ class SFT(LLMAlgorithm):
         batch_size: int = 16,
         micro_batch_size: int = 16,
         loss: str = "constrained",
+        dagger_games: int = 0,
+        teacher: str = "search",
         max_grad_norm: float = 1.0,
         **kwargs: Any,
     ) -> None:
@@ -62,12 +70,21 @@ class SFT(LLMAlgorithm):
             batch_size: episodes an update.
             micro_batch_size: episodes a forward pass; gradients are accumulated to ``batch_size``.
             loss: ``"constrained"`` or ``"tokens"``.
+            dagger_games: games that the learner plays after each pass; its states are added to the demonstrations with the
+                teacher's commands (DAgger). 0: plain behaviour cloning.
+            teacher: who says what to do there: ``"search"`` sees what the learner saw, ``"planner"`` sees everything.
             max_grad_norm: gradient clipping.
             kwargs: see :class:`LLMAlgorithm`.
 
         Raises:
-            ValueError: for an unknown loss, or sizes below 1.
+            ValueError: for an unknown loss or teacher, or sizes below 1.
         """
+        if teacher not in TEACHERS:
+            raise ValueError(f"teacher must be one of {TEACHERS}, got {teacher!r}")
+        if dagger_games < 0 or (dagger_games and loss != "constrained"):
+            raise ValueError(
+                f"dagger_games must be 0 or more, and needs loss='constrained'; got {dagger_games}, {loss!r}"
+            )
         if loss not in LOSSES:
             raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
         if batch_size < 1 or micro_batch_size < 1:
@@ -77,21 +94,30 @@ class SFT(LLMAlgorithm):
         self.demonstrations = demonstrations
         self.batch_size, self.micro_batch_size = batch_size, min(micro_batch_size, batch_size)
         self.loss, self.max_grad_norm = loss, max_grad_norm
+        self.dagger_games, self.teacher = dagger_games, teacher
+        # What the learner played, with the teacher's commands.
+        self._taught: list[Demonstration] = []
         self._optimizer: torch.optim.Optimizer | None = None
         super().__init__(policy, env, learning_rate, **kwargs)
 
-    def loss_sum(self, batch: Sequence[Episode]) -> torch.Tensor:
-        """Summed negative log-probability of the batch's commands, a scalar; the policy's adapter must be active."""
+    def loss_sum(self, batch: Sequence[Demonstration]) -> torch.Tensor:
+        """Summed negative log-probability of a batch's commands, a scalar; the policy's adapter must be active.
+
+        Args:
+            batch: episodes, each with the commands to learn where these are not the executed ones.
+        """
+        episodes = [episode for episode, _ in batch]
         if self.loss == "constrained":
             picked = []
-            for episode, scores in zip(batch, score_turns(self.policy.responder, batch), strict=True):
-                for turn, score in zip(episode.turns, scores, strict=True):
+            for (episode, labels), scores in zip(batch, score_turns(self.policy.responder, episodes), strict=True):
+                wanted = [turn.command for turn in episode.turns] if labels is None else labels
+                for turn, command, score in zip(episode.turns, wanted, scores, strict=True):
                     if len(score.free):
                         picked.append(score.free.sum())
-                    if score.commands is not None and turn.command in turn.admissible_commands:
-                        picked.append(score.commands[turn.admissible_commands.index(turn.command)])
+                    if score.commands is not None and command in turn.admissible_commands:
+                        picked.append(score.commands[turn.admissible_commands.index(command)])
             return -torch.stack(picked).sum()
-        passages = [p for e in batch for p in self.policy.responder.encode(e.task, e.turns)]
+        passages = [p for e in episodes for p in self.policy.responder.encode(e.task, e.turns)]
         packed = pack([TokenTree(p.ids) for p in passages], int(self.lm.tokenizer.pad_token_id), self.lm.device)
         action_mask = torch.zeros_like(packed.ids, dtype=torch.bool)  # (B, L), true at response tokens
         for row, p in enumerate(passages):
@@ -101,16 +127,30 @@ class SFT(LLMAlgorithm):
         hidden = self.lm.hidden(packed)[:, :-1][keep]  # (N, H)
         return functional.cross_entropy(self.lm.logits(hidden), packed.ids[:, 1:][keep], reduction="sum")
 
-    def _epochs(self, rng: np.random.Generator) -> Iterator[list[Episode]]:
-        assert self.demonstrations is not None
-        while True:
-            order = rng.permutation(len(self.demonstrations))
-            for start in range(0, len(order), self.batch_size):
-                yield [self.demonstrations[int(i)] for i in order[start : start + self.batch_size]]
+    def _batches(self) -> Iterator[list[Demonstration]]:
+        """One pass over all there is, in random order."""
+        everything: list[Demonstration] = [*((e, None) for e in self.demonstrations or []), *self._taught]
+        order = self.policy.rng.permutation(len(everything))
+        for start in range(0, len(order), self.batch_size):
+            yield [everything[int(i)] for i in order[start : start + self.batch_size]]
+
+    def _play(self) -> None:
+        """DAgger: let the learner play some games, and the teacher say what it would have done."""
+        venv = self._venv()
+        seed = 0 if self.seed is None else self.seed
+        n = int(venv.get_attr("n_games", indices=[0])[0])
+        chosen = np.random.default_rng([seed, self.iteration, 1]).permutation(n)[: self.dagger_games]
+        tasks = [RolloutTask({"game": int(g)}, (seed, self.iteration, 2, i)) for i, g in enumerate(chosen)]
+        actor = self.policy.actor(venv.num_envs)
+        with self.lm.merged(POLICY):
+            rollouts = collect(actor, venv, tasks, snapshots=self.teacher == "planner", on_episode=self._record_episode)
+        self._record_acting(actor)
+        games = venv.get_attr("games", indices=[0])[0] if self.teacher == "planner" else None
+        self._taught += teach(rollouts or [], self.teacher, games)
 
     def _iterate(self, callback: BaseCallback) -> bool:
-        """One iteration is one pass over the demonstrations."""
-        if not self.demonstrations:
+        """One iteration is one pass over the demonstrations, and with DAgger some games."""
+        if not self.demonstrations and not self.dagger_games:
             raise ValueError(
                 "SFT has no demonstrations: pass demonstrations= (episodes or a .jsonl file of them); "
                 "`agentprm demos` writes some"
@@ -120,11 +160,13 @@ class SFT(LLMAlgorithm):
                 self.lm.adapter_parameters(POLICY), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
             )
         callback.on_rollout_start()
+        # Behaviour cloning comes first, where there is something to clone.
+        if self.dagger_games and (self.iteration or not self.demonstrations):
+            self._play()
         callback.on_rollout_end()
         losses = []
-        n_batches = -(-len(self.demonstrations) // self.batch_size)
-        for _, batch in zip(range(n_batches), self._epochs(self.policy.rng), strict=False):
-            n_turns = sum(len(e.turns) for e in batch)
+        for batch in self._batches():
+            n_turns = sum(len(e.turns) for e, _ in batch)
             # A short warm-up; Adam's first steps are the largest relative to its knowledge of the scale.
             warm = min(1.0, (self._n_updates + 1) / 10)
             for group in self._optimizer.param_groups:
