@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -242,7 +241,11 @@ def peak_memory(folder: str, adapters: Sequence[str]) -> float:
     from agentprm_gym.rewards.prm import ProcessRewardModel
 
     def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # Not getrusage: a child inherits its parent's peak there.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+        raise OSError("no VmHWM in /proc/self/status")
 
     torch.set_num_threads(1)
     before = peak()
@@ -355,6 +358,7 @@ def main() -> None:
         table.add_row(label, f"{data['ours']:.0f}", f"{data['usual']:.1f}", f"{data['ratio']:.1f}")
     table.add_row("turns scored/s", f"{scoring['shared']:.1f}", f"{scoring['single']:.1f}", f"{scoring['ratio']:.1f}")
     table.add_row("share of time in the forward pass", f"{chosen['forward_share']:.2f}", "", "")
+    table.add_row("same episodes with 7 environments as with 64", f"{same:.3f}", "", "")
     table.add_row(
         "peak MB, four adapters / one", f"{memory['all']:.0f}", f"{memory['policy']:.0f}", f"{memory['ratio']:.2f}"
     )
