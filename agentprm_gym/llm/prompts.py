@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TEMPLATES = ("compact", "full", "react")
 
+#: Prompts whose tokens are kept before all are forgotten.
+_MANY_PROMPTS = 20_000
 # Stand for a reason and a command while a template is taken apart; private use characters, so that no text holds them.
 _REASON, _COMMAND = "\ue001", "\ue002"
 # Chat templates that write the date get the same one every day: a transcript must not change over night. As a macro, since
@@ -215,6 +217,9 @@ class PromptFormat:
     _text: TextPrompt = field(init=False, repr=False)
     _chat: ChatPieces | None = field(init=False, default=None)
     _cache: dict[str, list[int]] = field(init=False, default_factory=dict, repr=False)
+    _prompts: dict[tuple[str, str, tuple[str, ...], bool], list[int]] = field(
+        init=False, default_factory=dict, repr=False
+    )
     _eot: list[int] = field(init=False)
     _after: list[int] = field(init=False, default_factory=list)
     _gap: str = field(init=False)
@@ -275,7 +280,17 @@ class PromptFormat:
         return self._text.response(reason, command)
 
     def prompt_ids(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> list[int]:
-        """Tokens of one turn's prompt, ending where the response begins."""
+        """Tokens of one turn's prompt, ending where the response begins; shared, not to be changed."""
+        # States recur: episodes of a group begin alike, and agents go where they were before.
+        key = (task, feedback, tuple(admissible_commands), first)
+        ids = self._prompts.get(key)
+        if ids is None:
+            if len(self._prompts) >= _MANY_PROMPTS:
+                self._prompts.clear()
+            ids = self._prompts[key] = self._encode_prompt(task, feedback, admissible_commands, first)
+        return ids
+
+    def _encode_prompt(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> list[int]:
         body = self.prompt_text(task, feedback, admissible_commands, first)
         if self._chat is not None:
             after = [] if first else self._after
