@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 finished.append(episode)
                 count(episode)
 
-            episodes = evaluate(actor, venv, games=games, seed=args.seed, policy_name=name, on_episode=on_episode)
+            with _merged(actor):
+                episodes = evaluate(actor, venv, games=games, seed=args.seed, policy_name=name, on_episode=on_episode)
     except ServerError as error:
         # Answers may have cost money: what was played is kept, beside and not in place of a whole evaluation.
         path = args.out / "unfinished.jsonl.gz"
@@ -120,9 +122,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     games_list = venv.get_attr("games", indices=[0])[0]
     title = f"{name if args.model_name else model} on {args.split} ({games_list.source} games)"
     console.print(common.rates_table(title, rows, "task type"))
-    server = _server(actor)
+    server, acting = _server(actor), _acting(actor)
     if server:
         console.print(_told(server), highlight=False)
+    elif any(acting.values()):
+        console.print(", ".join(f"{100 * share:.1f} % {what}" for what, share in acting.items()), highlight=False)
     write_episodes(args.out / "episodes.jsonl.gz", episodes)
     common.write_json(
         args.out / "result.json",
@@ -132,6 +136,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "games": {"source": games_list.source, "split": args.split, "content_hash": games_list.content_hash},
             "rows": [common.rate_row(row) for row in rows],
             **({"server": server} if server else {}),
+            **({"acting": acting} if acting else {}),
         },
     )
     console.print(f"episodes and result in [bold]{args.out}[/]")
@@ -158,6 +163,29 @@ def _server(actor: Any) -> dict[str, Any]:
         return {}
     client = actor.client
     return {"url": client.base_url, "model": client.model, **client.usage.to_dict(), "counts": dict(actor.counts)}
+
+
+def _merged(actor: Any) -> AbstractContextManager[None]:
+    """Fold a local policy's adapter into a small base, where no other adapter has to run in between."""
+    from algorithms.common.actors import PolicyActor
+
+    if isinstance(actor, PolicyActor) and actor.adapter is not None:
+        return actor.lm.merged(actor.adapter)
+    return nullcontext()
+
+
+def _acting(actor: Any) -> dict[str, float]:
+    """How often a local policy's free text was no well-formed command, and transcripts were shortened; shares."""
+    from algorithms.common.actors import PolicyActor
+
+    actor = getattr(actor, "policy", actor)  # a search's
+    if not isinstance(actor, PolicyActor):
+        return {}
+    counts = actor.counts
+    shares = {"transcripts shortened": counts["shortened"] / max(1, counts["turns"])}
+    if actor.responder.writes_freely:
+        shares |= {what: counts[what] / max(1, counts["responses"]) for what in ("malformed", "inadmissible", "cut")}
+    return shares
 
 
 def _told(server: dict[str, Any]) -> str:
