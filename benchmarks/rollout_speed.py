@@ -254,20 +254,23 @@ def peak_memory(folder: str, adapters: Sequence[str]) -> float:
     heads = [ProcessRewardModel(lm, name) for name in adapters if name in ("value", "prm")]
     if "reference" in adapters:
         lm.copy_adapter(POLICY, "reference")
-    ids = list(range(3, 259))
     for name in (POLICY, *adapters):
-        parameters = lm.adapter_parameters(name)
-        optimizer = torch.optim.AdamW(parameters, lr=1e-5)
-        with lm.active(name, train=name != "reference"), torch.set_grad_enabled(name != "reference"):
-            hidden = lm.hidden(pack([TokenTree(ids)] * 2, 0))
-            head = next((h.head for h in heads if h.adapter == name), None)
-            value = lm.logits(hidden[:, -1:]) if head is None else head(hidden[:, -1])
-            if name != "reference":
-                value.sum().backward()
-                optimizer.step()
-                # As the algorithms here do: gradients of one adapter do not outlive its update.
-                optimizer.zero_grad(set_to_none=True)
+        _use(lm, name, next((h.head for h in heads if h.adapter == name), None))
     return peak() - before
+
+
+def _use(lm: LanguageModel, name: str, head: torch.nn.Module | None) -> None:
+    """One update of an adapter, or one pass of the reference; nothing of it outlives the call, as in the algorithms."""
+    train = name != "reference"
+    parameters = lm.adapter_parameters(name)
+    with lm.active(name, train=train), torch.set_grad_enabled(train):
+        hidden = lm.hidden(pack([TokenTree(list(range(3, 259)))] * 2, 0))  # (2, 256, H)
+        value = lm.logits(hidden[:, -1:]) if head is None else head(hidden[:, -1])
+        if train:
+            optimizer = torch.optim.AdamW(parameters, lr=1e-5)
+            value.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
 
 def measure_memory() -> dict[str, float]:
