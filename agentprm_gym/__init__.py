@@ -1,8 +1,8 @@
-"""Text environments on ALFWorld with process rewards.
+"""Text environments on ALFWorld and TextWorld with process rewards.
 
-Importing this package registers ``ALFWorld-v0``, ``ALFWorldPRM-v0`` and ``TextIdentity-v0`` with
-Gymnasium. It loads neither torch nor transformers nor textworld: whoever only plays waits for none
-of them.
+Importing this package registers ``ALFWorld-v0``, ``ALFWorldPRM-v0``, ``TextWorld-v0``,
+``TextWorldPRM-v0`` and ``TextIdentity-v0`` with Gymnasium. It loads neither torch nor transformers
+nor textworld: whoever only plays waits for none of them.
 """
 
 from agentprm_gym.envs.registration import register_envs

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.games import demonstrations, find_games
-from algorithms import SFT, AgentPRM
+from algorithms import GRPO, PPO, REINFORCE, RFT, RLOO, SFT, AgentPRM, GiGPO, OnlineDPO
 
 SMALL_SFT: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 8, "seed": 0}
 #: AgentPRM in a second or two; not enough to learn anything.
@@ -25,6 +25,20 @@ SMALL_AGENT_PRM: dict[str, Any] = {
     "n_validation_games": 2,
     "prm_n_epochs": 1,
     "seed": 0,
+}
+#: Two groups of four, in less than a second.
+SMALL_ON_POLICY: dict[str, Any] = {"n_games": 2, "group_size": 4, "batch_size": 4, "learning_rate": 3e-3, "seed": 0}
+#: Every algorithm, with settings in which an iteration on the toy takes a second at most.
+ALGORITHMS: dict[str, tuple[type, dict[str, Any]]] = {
+    "SFT": (SFT, SMALL_SFT),
+    "AgentPRM": (AgentPRM, {**SMALL_AGENT_PRM, "n_iterations": None}),
+    "PPO": (PPO, {**SMALL_ON_POLICY, "n_games": 8, "group_size": 1, "n_epochs": 1}),
+    "GRPO": (GRPO, SMALL_ON_POLICY),
+    "RLOO": (RLOO, SMALL_ON_POLICY),
+    "REINFORCE": (REINFORCE, {**SMALL_ON_POLICY, "n_games": 8, "group_size": 1}),
+    "GiGPO": (GiGPO, SMALL_ON_POLICY),
+    "OnlineDPO": (OnlineDPO, SMALL_ON_POLICY),
+    "RFT": (RFT, {**SMALL_ON_POLICY, "n_epochs": 1}),
 }
 
 
@@ -56,9 +70,12 @@ def household_demonstrations(n: int = 6) -> list[Episode]:
     return demonstrations(find_games("train", "generated"), n)
 
 
-def make_model(algorithm: type, base: str, env: VecEnv | None, **kwargs: Any) -> Any:
+def make_model(algorithm: type, base: str, env: Any, **kwargs: Any) -> Any:
     """An algorithm with settings that take a second or two."""
-    if algorithm is SFT:
-        return SFT(base, env, **{**SMALL_SFT, "demonstrations": echo_demonstrations(), **kwargs})
-    assert algorithm is AgentPRM
-    return AgentPRM(base, env, **{**SMALL_AGENT_PRM, **kwargs})
+    _, small = ALGORITHMS[algorithm.__name__]
+    return algorithm(base, env, **{**small, **not_saved(algorithm), **kwargs})
+
+
+def not_saved(algorithm: type) -> dict[str, Any]:
+    """What an algorithm needs to learn the toy and does not save."""
+    return {"demonstrations": echo_demonstrations()} if algorithm is SFT else {}

@@ -18,7 +18,7 @@ from agentprm_gym.games import find_games
 from algorithms.cli import main
 from tests.game_files import write_games
 
-VERBS = ("demo", "train", "eval", "play", "games", "demos")
+VERBS = ("demo", "train", "eval", "play", "games", "demos")  # those that take games
 GENERATED = ("--games", "generated")
 
 
@@ -69,7 +69,7 @@ def saved(learner: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_the_verbs(cli: Cli) -> None:
     done = cli("--help")
     assert done.status == 0
-    assert all(re.search(rf"^    {verb} ", done.out, re.MULTILINE) for verb in (*VERBS, "export"))
+    assert all(re.search(rf"^    {verb} ", done.out, re.MULTILINE) for verb in (*VERBS, "compare", "export"))
     assert "examples:" in done.out
 
 
@@ -97,7 +97,13 @@ def test_listing_games_does_not_wait_for_torch() -> None:
     [
         (["dance"], "invalid choice: 'dance'"),
         (["train"], "--algo"),
-        (["train", "--algo", "ppo"], "sft"),
+        (["train", "--algo", "a2c"], "sft"),
+        (["train", "--algo", "sft", "--timesteps", "9"], "--n-demos"),
+        (["train", "--algo", "rft", "--reward", "progress"], "won episodes"),
+        (["train", "--algo", "ppo", "--reward-kwargs", "{}"], "--reward"),
+        (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["compare", "nowhere"], "nowhere"),
+        (["compare", ".", "--out", "curves.txt"], ".png"),
         (["train", "--algo", "sft", "--set", "lr=1"], "learning_rate"),
         (["train", "--algo", "agentprm", "--set", "gamma"], "KEY=VALUE"),
         (["train", "--algo", "sft", "--policy", "tinny"], "'tiny'"),
@@ -287,7 +293,7 @@ def test_training_saves_and_does_not_overwrite(cli: Cli, learner: str, tmp_path:
     done = cli(*sft, "--set", "batch_size=2", "learning_rate=0.01")
     assert done.status == 0 and "agentprm eval" in done.out
     names = {p.name for p in (tmp_path / "sft").iterdir()}
-    assert names == {"model.zip", "settings.json", "demos.jsonl.gz", "tb"}
+    assert names == {"model.zip", "settings.json", "config.yaml", "demos.jsonl.gz", "tb"}
     again = cli(*sft)
     assert again.status == 2 and "--overwrite" in again.err
     assert cli(*sft, "--overwrite").status == 0
@@ -319,6 +325,63 @@ def test_an_interrupted_training_keeps_what_it_learnt(
     assert done.status == 130 and "interrupted.zip" in done.out
     assert not (tmp_path / "sft" / "model.zip").exists()
     assert SFT.load(tmp_path / "sft" / "interrupted.zip").num_timesteps > 0
+
+
+SMALL_RUN = ("--n-envs", 4, "--threads", 1, *GENERATED)
+SMALL_GROUPS = ("n_games=2", "group_size=2", "batch_size=2")
+
+
+def test_a_configuration_runs_again_and_the_command_line_counts_more(cli: Cli, learner: str, tmp_path: Path) -> None:
+    import yaml
+
+    from algorithms import GRPO
+
+    given = ("--policy", learner, "--timesteps", 1, "--reward", "progress", "--reward-kwargs", '{"coef": 0.5}')
+    done = cli("train", "--algo", "grpo", *given, "--set", *SMALL_GROUPS, "--out", "first", *SMALL_RUN)
+    assert done.status == 0, done.err
+    config = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
+    assert config["algo"] == "grpo" and config["reward"] == "progress" and config["reward_kwargs"] == {"coef": 0.5}
+    assert config["set"] == {"n_games": 2, "group_size": 2, "batch_size": 2}
+    assert "out" not in config
+    assert cli("train", "--config", "first/config.yaml", "--out", "second").status == 0
+    first, second = (GRPO.load(tmp_path / run / "model.zip").get_parameters()["policy"] for run in ("first", "second"))
+    assert all((first[key] == second[key]).all() for key in first)
+    assert cli("train", "--config", "first/config.yaml", "--out", "third", "--set", "n_games=3").status == 0
+    assert GRPO.load(tmp_path / "third" / "model.zip").n_games == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- ppo", "algo: ppo"),
+        ("algo: [", "no YAML"),
+        ("algo: grpo\nlearning_rate: 1", "'learning_rate'"),
+        ("algo: grpo\nset: 3", "set: {gamma: 0.9"),
+        ("algo: grpo\nn_envs: many", "--n-envs"),
+        ("seed: 1", "algo"),
+    ],
+)
+def test_a_wrong_configuration_says_what_is_expected(cli: Cli, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    done = cli("train", "--config", "config.yaml")
+    assert done.status == 2 and said in done.err and "Traceback" not in done.err
+
+
+def test_seeds_are_trained_side_by_side_and_compared(cli: Cli, learner: str, tmp_path: Path) -> None:
+    train = ("train", "--policy", learner, "--timesteps", 1, "--seeds", 2, "--set", *SMALL_GROUPS, *SMALL_RUN)
+    for algo in ("grpo", "rloo"):
+        done = cli(*train, "--algo", algo, "--out", algo)
+        assert done.status == 0 and f"agentprm compare {algo}" in done.out
+    assert {p.name for p in (tmp_path / "grpo").iterdir()} == {"seed_0", "seed_1", "config.yaml"}
+    again = cli(*train, "--algo", "grpo", "--out", "grpo")
+    assert again.status == 2 and "seed_0" in again.err
+    done = cli("compare", "grpo", "mine=rloo", "--x", "tokens", "--tag", "rollout/ep_len_mean", "rollout/success_rate")
+    assert done.status == 0, done.err
+    assert (tmp_path / "runs" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((tmp_path / "runs" / "compare.json").read_text())["rows"]
+    assert [(row["run"], row["seeds"]) for row in rows] == [("grpo", 2), ("mine", 2)] * 2
+    done = cli("compare", "grpo", "--tag", "rollout/sucess_rate")
+    assert done.status == 2 and "rollout/success_rate" in done.err
 
 
 # ---------------------------------------------------------------------- demo

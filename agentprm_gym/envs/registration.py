@@ -27,6 +27,18 @@ _IDS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
         30,
         {},
     ),
+    "TextWorld-v0": (
+        "agentprm_gym.envs.textworld:TextWorldEnv",
+        "agentprm_gym.envs.textworld:TextWorldVectorEnv",
+        50,
+        {},
+    ),
+    "TextWorldPRM-v0": (
+        "agentprm_gym.wrappers.textworld_prm:TextWorldPRMEnv",
+        "agentprm_gym.wrappers.textworld_prm:TextWorldPRMVectorEnv",
+        50,
+        {"reward": "progress"},
+    ),
 }
 
 

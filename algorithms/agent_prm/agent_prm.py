@@ -42,6 +42,8 @@ from algorithms.common.search import BestOfNActor
 REFERENCE = "reference"
 #: Stage names as ``on_stage`` reports them.
 STAGES = ("validate", "roll out", "roll out more", "branch", "fit PRM", "improve policy")
+#: So many episodes tell the mean score; those of held-out games come first.
+N_COMPARED = 64
 
 
 class AgentPRM(LLMAlgorithm):
@@ -281,8 +283,6 @@ class AgentPRM(LLMAlgorithm):
         def on_episode(episode: Episode) -> None:
             nonlocal done
             done += 1
-            if stage.startswith("roll out"):
-                self._record_episode(episode)
             self._stage(stage, done / len(tasks))
 
         actor = self.policy.actor(
@@ -299,6 +299,8 @@ class AgentPRM(LLMAlgorithm):
                 on_episode=on_episode,
             )
         self._record_acting(actor)
+        if stage.startswith("roll out"):  # branches begin where somebody chose to
+            self._record_episodes([rollout.episode for rollout in rollouts or []])
         return rollouts
 
     def _label(self, episodes: Sequence[Episode], table: QTable) -> tuple[list[LabelledEpisode], list[LabelledEpisode]]:
@@ -358,7 +360,19 @@ class AgentPRM(LLMAlgorithm):
         self.logger.record("prm/heldout_pair_accuracy", report.pair_accuracy)
         self.logger.record("prm/heldout_pairs", report.n_pairs)
         self.logger.record("prm/within_state_spread", report.spread)
+        self._compare_with_outcomes([e.episode for e in (*held_out, *data)][:N_COMPARED])
         return report
+
+    def _compare_with_outcomes(self, episodes: Sequence[Episode]) -> None:
+        """Log how the PRM's scores of what was done compare with how it went; an episode counts as one, however long."""
+        means = []
+        for start in range(0, len(episodes), self.micro_batch_size):
+            part = episodes[start : start + self.micro_batch_size]
+            items = [(e.task, e.turns, [(t, [turn.command]) for t, turn in enumerate(e.turns)]) for e in part]
+            means += [float(torch.cat(scores).mean()) for scores in self.prm.score(items)]
+        score = float(np.mean(means))
+        self.logger.record("prm/score_mean", score)
+        self.logger.record("prm/gap", score - float(np.mean([e.success for e in episodes])))
 
     def _improve(
         self, episodes: Sequence[Episode], table: QTable, successes: Sequence[tuple[Episode, int]]

@@ -355,7 +355,12 @@ def provenance() -> dict[str, Any]:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON; the file appears whole or not at all."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text; the file appears whole or not at all, in a folder that is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(json.dumps(data, indent=1) + "\n")
+    partial.write_text(text)
     partial.replace(path)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import demo, demos, evaluate, export, games, play, train
+from algorithms.cli import compare, demo, demos, evaluate, export, games, play, train
 
 _EPILOG = """examples:
   agentprm demo                         watch AgentPRM beat its starting point on this machine (about 8 minutes)
@@ -21,6 +21,7 @@ _EPILOG = """examples:
   agentprm train --algo sft --demos demos.jsonl.gz --out runs/sft
   agentprm train --algo agentprm --policy runs/sft/model.zip --out runs/agentprm
   agentprm eval runs/agentprm/model.zip --split valid_unseen
+  agentprm compare runs/ppo runs/grpo   the curves of two runs in one chart
   agentprm play --policy runs/agentprm/model.zip
   agentprm export runs/agentprm/model.zip --adapter prm --out prm
 
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="on an error, show where in the code it comes from")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for module in (demo, train, evaluate, play, games, demos, export):
+    for module in (demo, train, evaluate, compare, play, games, demos, export):
         module.add_parser(verbs)
     return parser
 
@@ -49,13 +50,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 (a check failed), 2 (wrong input), 130 (Ctrl-C).
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(words)
     # Hub look-ups print advice meant for developers of other libraries; a progress bar should be all there is.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Tables must not be folded to 80 columns where the output goes to a file.
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
+        if getattr(args, "config", None) is not None:
+            args = parser.parse_args(train.with_config(words, args.config))
         status: int = args.run(args, console)
         return status
     except KeyboardInterrupt:

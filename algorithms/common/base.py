@@ -10,6 +10,8 @@ Differences from SB3, all of them:
 5. ``num_timesteps`` counts the turns of running episodes, not idle environments.
 6. ``train/*`` is dumped in its own iteration.
 7. ``set_env`` takes any number of environments: nothing is sized by it.
+8. ``ep_info_buffer`` holds at least an iteration's episodes, in the order in which they were *begun*: episodes are played
+   side by side, the last to finish are the longest, and a window over those would show mostly failures.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from __future__ import annotations
 import inspect
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -38,6 +41,7 @@ from agentprm_gym.llm.prompts import TEMPLATES, template_source
 from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.spaces import UnicodeText
 from algorithms.common.actors import PolicyActor
+from algorithms.common.curves import ONLY_TENSORBOARD, Samples, describe_run, episode_markdown
 from algorithms.common.policy import POLICY, LLMPolicy
 from algorithms.common.server import CANNOT_TRAIN, is_server
 
@@ -128,6 +132,7 @@ class LLMAlgorithm(BaseAlgorithm):
         )
         self.iteration = 0
         self.total_tokens = 0
+        self._samples = Samples()
         if _init_setup_model:
             self._setup_model()
 
@@ -237,9 +242,12 @@ class LLMAlgorithm(BaseAlgorithm):
                 f"{type(self).__name__}.learn() needs an environment: pass env= to the constructor or to load(), "
                 "or call set_env(env)"
             )
+        if hasattr(self, "_logger") and not self._custom_logger:
+            self._logger.close()  # the next one is on its way; SB3 leaves the file of this one open
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
+        describe_run(self.logger, {"algorithm": type(self).__name__, **self._constructor_data()})
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps and self._may_continue():
             if not self._iterate(callback):
@@ -279,16 +287,26 @@ class LLMAlgorithm(BaseAlgorithm):
             for what in ("cut", "malformed", "inadmissible"):
                 self.logger.record(f"rollout/{what}_share", counts[what] / max(1, counts["responses"]))
 
-    def _record_episode(self, episode: Episode) -> None:
-        """Keep an episode's true return, length and success for ``rollout/*``."""
+    def _record_episodes(self, episodes: Sequence[Episode]) -> None:
+        """Keep the true returns, lengths and successes of an iteration's episodes for ``rollout/*``.
+
+        In the order in which they were begun and all of them, even if that is more than ``stats_window_size``: the last
+        to *finish* are the longest ones, among which the failures are.
+        """
         assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
-        reward = sum(turn.reward for turn in episode.turns)
-        self.ep_info_buffer.append({"r": reward, "l": len(episode.turns), "t": time.time()})
-        self.ep_success_buffer.append(episode.success)
-        self._episode_num += 1
+        size = max(self._stats_window_size, len(episodes))
+        if size != self.ep_info_buffer.maxlen:
+            self.ep_info_buffer = deque(self.ep_info_buffer, maxlen=size)
+            self.ep_success_buffer = deque(self.ep_success_buffer, maxlen=size)
+        for episode in episodes:
+            reward = sum(turn.reward for turn in episode.turns)
+            self.ep_info_buffer.append({"r": reward, "l": len(episode.turns), "t": time.time()})
+            self.ep_success_buffer.append(episode.success)
+            self._samples.add(episode)
+        self._episode_num += len(episodes)
 
     def dump_logs(self) -> None:
-        """Write the canonical keys and flush the logger."""
+        """Write the canonical keys (:mod:`algorithms.common.curves`) and flush the logger."""
         assert self.ep_info_buffer is not None and self.ep_success_buffer is not None
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
         self.logger.record("time/iterations", self.iteration, exclude="tensorboard")
@@ -297,19 +315,28 @@ class LLMAlgorithm(BaseAlgorithm):
             self.logger.record("rollout/ep_len_mean", safe_mean([e["l"] for e in self.ep_info_buffer]))
             self.logger.record("rollout/success_rate", safe_mean(self.ep_success_buffer))
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
-        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/time_elapsed", int(elapsed))
+        self.logger.record("time/total_tokens", self.total_tokens)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        sample = self._samples.take()
+        if sample is not None:
+            self.logger.record("samples/episode", episode_markdown(sample), exclude=ONLY_TENSORBOARD)
         self.logger.dump(step=self.num_timesteps)
 
     # ------------------------------------------------------------------ saving
+    @classmethod
+    def constructor_names(cls) -> list[str]:
+        """Names of the constructor's arguments, those that go on to base classes as ``kwargs`` included."""
+        between = cls.__mro__[: cls.__mro__.index(LLMAlgorithm) + 1]
+        own = [vars(c)["__init__"] for c in between if "__init__" in vars(c)]
+        names = [name for init in own for name in inspect.signature(init).parameters]
+        return list(dict.fromkeys(names))
+
     def _constructor_data(self) -> dict[str, Any]:
-        """The constructor's arguments, its own and this class's, read back from the attributes of the same names."""
+        """The constructor's arguments, read back from the attributes of the same names."""
         renamed = {"n_envs": "n_envs_wanted", "stats_window_size": "_stats_window_size"}
         skip = {"self", "policy", "env", "device", "_init_setup_model", "demonstrations", "kwargs"}
-        names = [
-            *inspect.signature(type(self).__init__).parameters,
-            *inspect.signature(LLMAlgorithm.__init__).parameters,
-        ]
+        names = self.constructor_names()
         data = {name: getattr(self, renamed.get(name, name)) for name in names if name not in skip}
         # A template file may be gone when the save is loaded, or say something else.
         kwargs = dict(self.policy_kwargs)

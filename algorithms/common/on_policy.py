@@ -171,10 +171,10 @@ class OnPolicyLLMAlgorithm(LLMAlgorithm):
                 tasks,
                 policy_name=f"{type(self).__name__}:{self.iteration}",
                 on_step=on_step,
-                on_episode=self._record_episode,
             )
         if rollouts is None:
             return None
+        self._record_episodes([rollout.episode for rollout in rollouts])
         self._record_acting(actor)
         return [Sample(rollout, int(group)) for rollout, group in zip(rollouts, groups, strict=True)]
 

@@ -143,10 +143,11 @@ class SFT(LLMAlgorithm):
         tasks = [RolloutTask({"game": int(g)}, (seed, self.iteration, 2, i)) for i, g in enumerate(chosen)]
         actor = self.policy.actor(venv.num_envs)
         with self.lm.merged(POLICY):
-            rollouts = collect(actor, venv, tasks, snapshots=self.teacher == "planner", on_episode=self._record_episode)
+            rollouts = collect(actor, venv, tasks, snapshots=self.teacher == "planner") or []
+        self._record_episodes([rollout.episode for rollout in rollouts])
         self._record_acting(actor)
         games = venv.get_attr("games", indices=[0])[0] if self.teacher == "planner" else None
-        self._taught += teach(rollouts or [], self.teacher, games)
+        self._taught += teach(rollouts, self.teacher, games)
 
     def _iterate(self, callback: BaseCallback) -> bool:
         """One iteration is one pass over the demonstrations, and with DAgger some games."""

@@ -1,0 +1,62 @@
+"""``TextWorldPRM-v0``: TextWorld's games with a process reward built in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from agentprm_gym.envs.base import Step
+from agentprm_gym.envs.textworld import TextWorldEnv
+from agentprm_gym.envs.vector import TextVectorEnv
+from agentprm_gym.rewards import ProcessReward, make_reward
+from agentprm_gym.wrappers.process_reward import add_process_reward, progress
+
+
+class TextWorldPRMEnv(TextWorldEnv):
+    """:class:`TextWorldEnv` whose reward has a process reward added, as in ALFWorldPRM-v0.
+
+    ``info["reward/env"]`` and ``info["reward/prm"]`` hold the two parts; ``"progress"`` is about the
+    share of the game's score.
+
+    Args:
+        game: As in TextWorld-v0.
+        on_bad_game: As in TextWorld-v0.
+        reward: As in ALFWorldPRM-v0.
+        reward_kwargs: Passed on to the process reward.
+        render_mode: None, ``"ansi"`` or ``"human"``.
+
+    Raises:
+        FileNotFoundError: As in TextWorld-v0, or there is no PRM at the path.
+        ValueError: As in TextWorld-v0, or the reward is unknown.
+    """
+
+    def __init__(
+        self,
+        game: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        on_bad_game: str = "raise",
+        reward: str = "progress",
+        reward_kwargs: Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        self.process_reward: ProcessReward = make_reward(reward, **dict(reward_kwargs or {}))
+        super().__init__(game, on_bad_game, render_mode)
+
+    def step(self, action: str) -> Step:
+        """Step as TextWorld-v0 does and add the process reward.
+
+        Raises:
+            ValueError: The process reward returned a wrong shape or a value that is not finite.
+            TypeError: ``action`` is no string.
+            ResetNeeded: There is no running episode.
+        """
+        # Without an episode there is no progress to ask for: the step itself says what is missing.
+        before = [progress(self)] if self.process_reward.privileged and self.running else None
+        step = super().step(action)
+        return add_process_reward(self.process_reward, [self], [step], before)[0]
+
+
+class TextWorldPRMVectorEnv(TextVectorEnv):
+    """``TextWorldPRM-v0`` as a vector environment; see :class:`TextVectorEnv` and :class:`TextWorldPRMEnv`."""
+
+    env_class = TextWorldPRMEnv

@@ -1,0 +1,139 @@
+"""Curves: what every algorithm writes to TensorBoard, so that runs of different algorithms overlay.
+
+All have the same tags (:data:`TAGS`) over the same x axis, the turns played in the environment (``num_timesteps``);
+seconds and tokens stand beside it as tags of their own, since a turn costs a language model anything between one pass
+and eight. ``agentprm compare`` draws over any of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentprm_gym.episodes import Episode
+
+#: The tags that algorithms share, and what they say.
+TAGS: dict[str, str] = {
+    "rollout/ep_rew_mean": "mean return of the last training episodes, the task's own reward",
+    "rollout/ep_len_mean": "mean turns of the last training episodes",
+    "rollout/success_rate": "share of the last training episodes that were won",
+    "eval/mean_reward": "mean return in the environments of an EvalCallback",
+    "eval/success_rate": "share of episodes won in the environments of an EvalCallback",
+    "eval/validation_success_rate": "share of held-out train games won (AgentPRM)",
+    "prm/score_mean": "mean PRM score of the commands that were executed",
+    "prm/gap": "mean PRM score less the success rate of the same episodes; it grows where the PRM is fooled",
+    "time/fps": "turns a second",
+    "time/time_elapsed": "seconds since learn() began",
+    "time/total_tokens": "tokens fed to the model while acting",
+}
+
+#: What TensorBoard shows beside the hyper-parameters.
+METRICS = (
+    "rollout/success_rate",
+    "rollout/ep_rew_mean",
+    "eval/success_rate",
+    "eval/mean_reward",
+    "eval/validation_success_rate",
+)
+
+#: Charts of several tags each, on TensorBoard's custom scalars page.
+LAYOUT = {
+    "AgentPRM": {
+        "success, PRM score and their gap": ["Multiline", ["rollout/success_rate", "prm/score_mean", "prm/gap"]],
+        "success in training and on other games": [
+            "Multiline",
+            ["rollout/success_rate", "eval/success_rate", "eval/validation_success_rate"],
+        ],
+    }
+}
+
+#: SB3's tables cut texts at 36 characters and its CSV breaks on lines: texts are for TensorBoard alone.
+ONLY_TENSORBOARD = ("stdout", "log", "csv", "json")
+
+#: Longer texts are no setting that one would compare runs by (a prompt template, say).
+_LONGEST_SETTING = 200
+
+
+def hyper_parameters(data: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """The scalars and strings among settings, those of nested settings by a path.
+
+    Example:
+        >>> hyper_parameters({"gamma": 0.9, "target_kl": None, "policy_kwargs": {"model": "tiny", "layers": [1, 2]}})
+        {'gamma': 0.9, 'target_kl': 'None', 'policy_kwargs.model': 'tiny'}
+    """
+    out: dict[str, bool | int | float | str] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            out |= hyper_parameters(value, f"{prefix}{key}.")
+        elif value is None:
+            out[prefix + key] = "None"  # TensorBoard would leave the row out
+        elif isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= _LONGEST_SETTING):
+            out[prefix + key] = value
+    return out
+
+
+def describe_run(logger: Any, settings: Mapping[str, Any]) -> None:
+    """Write the hyper-parameters and the charts' layout, where the logger writes to TensorBoard.
+
+    Args:
+        logger: SB3's logger.
+        settings: the constructor's arguments.
+    """
+    from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
+
+    parameters = HParam(hyper_parameters(settings), dict.fromkeys(METRICS, 0.0))
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            # Through this format alone: a dump of the logger would put an empty row into CSV and JSON.
+            output.writer.add_custom_scalars(LAYOUT)
+            output.write({"hparams": parameters}, {"hparams": ()})
+
+
+def episode_markdown(episode: Episode) -> str:
+    """A whole episode as a Markdown table, one row a turn."""
+    reasons = any(turn.reason for turn in episode.turns)
+    columns = ["turn", "the game said", *(["reason"] if reasons else []), "command"]
+    outcome = "won" if episode.success else "lost"
+    lines = [
+        f"**{_cell(episode.task)}**",
+        "",
+        f"{outcome} in {len(episode.turns)} turns; {_cell(episode.game_id)}, {_cell(episode.policy)}",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|" + " --- |" * len(columns),
+    ]
+    for i, turn in enumerate(episode.turns):
+        command = _cell(turn.command) + ("" if turn.is_admissible else " (not admissible)")
+        cells = [str(i + 1), _cell(turn.feedback), *([_cell(turn.reason)] if reasons else []), command]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A text that stays in its cell, whatever a model wrote."""
+    text = " ".join(text.split())
+    for sign, written in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("_", "\\_"), ("`", "\\`")):
+        text = text.replace(sign, written)
+    return text
+
+
+class Samples:
+    """Recent episodes, a won and a lost one, of which one is shown at each dump."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._last: dict[bool, Episode] = {}
+        self._shown = False
+
+    def add(self, episode: Episode) -> None:
+        """Keep an episode in the place of the last one with the same outcome."""
+        self._last[episode.success] = episode
+
+    def take(self) -> Episode | None:
+        """An episode since the last call: a won and a lost one by turns, where there are both."""
+        if not self._last:
+            return None
+        self._shown = not self._shown if len(self._last) > 1 else next(iter(self._last))
+        episode = self._last[self._shown]
+        self._last = {}
+        return episode
