@@ -20,7 +20,7 @@ from agentprm_gym.rewards.prm import load_prm
 from algorithms import SFT, AgentPRM
 from algorithms.agent_prm.fit import evaluate_prm, fit_prm, prm_loss
 from algorithms.agent_prm.online_dpo import dpo_loss
-from algorithms.agent_prm.targets import QTable, label_episodes, state_keys
+from algorithms.agent_prm.targets import QTable, label_episodes, monte_carlo_targets, state_keys
 from algorithms.common.advantages import discounted_returns
 from algorithms.common.evaluation import evaluate
 from algorithms.common.loading import load_actor
@@ -58,6 +58,51 @@ def test_visits_of_the_same_state_and_command_are_pooled() -> None:
     assert (labels[1, "b"].q, labels[1, "b"].n) == (pytest.approx(0.95 / 2), 2)
     assert (labels[1, "c"].q, labels[1, "c"].n) == (1.0, 1)
     assert table.histogram() == {1: 3, 2: 1, 3: 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.8145, 0.8574, 0.9025, 0.9500, 1.0000]),
+        ({"discount": "from_start", "reward_range": "signed"}, [1.0000, 0.9750, 0.9513, 0.9287, 0.9073]),
+        ({"discount": "to_go", "reward_range": "signed"}, [0.9073, 0.9287, 0.9513, 0.9750, 1.0000]),
+        ({"discount": "from_start"}, [1.0000, 0.9500, 0.9025, 0.8574, 0.8145]),
+        ({"discount": "none"}, [1.0] * 5),
+    ],
+)
+def test_targets_of_a_success_by_hand(settings: dict[str, str], expected: list[float]) -> None:
+    rows = monte_carlo_targets([episode("aaaaa", won=True)], **settings)
+    assert [round(row.target, 4) for row in rows] == pytest.approx(expected, abs=1.01e-4)
+    assert [(row.turn, row.count, row.stderr) for row in rows] == [(t, 1, math.inf) for t in range(5)]
+
+
+def test_targets_of_a_failure_by_hand() -> None:
+    lost = episode("aaa", won=False)
+    for discount in ("to_go", "from_start", "none"):
+        assert [row.target for row in monte_carlo_targets([lost], discount=discount)] == [0.0] * 3
+    signed = monte_carlo_targets([lost], discount="from_start", reward_range="signed")
+    assert [row.target for row in signed] == pytest.approx([0.0, 0.025, 0.04875])
+
+
+def test_target_rows_pool_equal_texts_over_games() -> None:
+    episodes = [episode("aba", won=True), episode("ab", won=False), episode("ac", won=True)]
+    episodes[1].game_id = "another game"
+    row, *_ = monte_carlo_targets(episodes)
+    visits = [0.95**2, 0.0, 0.95]
+    assert (row["episode"], row.turn, row.command, row.count) == (0, 0, "a", 3)
+    assert row.target == pytest.approx(np.mean(visits))
+    assert row["stderr"] == pytest.approx(np.std(visits, ddof=1) / math.sqrt(3))
+    with pytest.raises(KeyError):
+        row["q"]
+    # What is possible there is a part of the state.
+    episodes[1].turns[0].admissible_commands = ("a", "b")
+    assert monte_carlo_targets(episodes)[0].count == 2
+
+
+@pytest.mark.parametrize("settings", [{"gamma": 0.0}, {"discount": "backwards"}, {"reward_range": "percent"}])
+def test_targets_of_unknown_kinds_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        monte_carlo_targets([episode("a", won=True)], **settings)
 
 
 def test_each_state_is_labelled_once() -> None:

@@ -22,7 +22,7 @@ def human_tasks(game: Game) -> tuple[str, ...]:
     """Return what people wrote about a game, one task sentence each, in the file's order.
 
     As in ALFWorld the sentence is what was written, followed by the full stop of the grammar's line. Only signs that
-    the stock grammar cannot say, nine in all official games, become a space.
+    the stock grammar cannot say, ten in all official games, become a space.
 
     Raises:
         BadGameError: There is no such file beside the game's, or no annotation in it.

@@ -230,6 +230,8 @@ def draw(curves: Sequence[Curve], path: str | os.PathLike[str], *, title: str = 
             axis.plot(grid, mean, color=colour, label=f"{curve.label} ({n} seed{'s' if n > 1 else ''})")
             if n > 1:
                 axis.fill_between(grid, low, high, color=colour, alpha=0.18, linewidth=0)
+            else:  # what was measured: a line between two points looks like many
+                axis.plot(*next(iter(curve.seeds.values())), linestyle="", marker=".", color=colour)
         if level is not None:
             axis.axhline(level, color="grey", linestyle=":", linewidth=1)
         if all(_is_share(curve) for curve in curves if curve.tag == tag):
