@@ -71,7 +71,8 @@ def turn_returns(episode: Episode, gamma: float, discount: str = "to_go", reward
             "expects an outcome reward in [0, 1] (rewards in info['reward/env'] where shaped)"
         )
     t = np.arange(n)
-    factors = {"to_go": gamma ** (n - 1.0 - t), "from_start": gamma**t, "none": np.ones(n)}[discount]  # (T,)
+    exponents = {"to_go": n - 1 - t, "from_start": t, "none": 0 * t}[discount]  # (T,)
+    factors = np.power(gamma, exponents, dtype=np.float64)
     if reward_range == "unit":
         return factors * outcome
     return (factors * (2 * outcome - 1) + 1) / 2

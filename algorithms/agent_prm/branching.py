@@ -1,0 +1,62 @@
+"""Stage 1, resets: at some states of the rollouts each of several candidate commands is tried, and the policy plays on.
+
+Rollouts from the start of a game visit most states once, with one command; branches are what tells the commands *of one
+state* apart (paper section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from algorithms.common.rollouts import Rollout, RolloutTask
+
+
+def branch_tasks(
+    rollouts: Sequence[Rollout],
+    *,
+    n_states: int,
+    n_candidates: int,
+    n_repeats: int,
+    horizon: int,
+    max_turns: int | None,
+    seed: Sequence[int],
+    rng: np.random.Generator,
+) -> list[RolloutTask]:
+    """Choose states and make a task of each command to try there.
+
+    Args:
+        rollouts: with snapshots and weighed candidates.
+        n_states: how many states.
+        n_candidates: distinct commands tried at each.
+        n_repeats: continuations of each command.
+        horizon: only states of the first so many turns.
+        max_turns: step limit of an episode, its history included.
+        seed: first entropy of the tasks' random streams.
+        rng: chooses the states.
+    """
+    # The same number from every episode: drawn from all turns alike, most would come from long failures, where the
+    # policy runs in circles and no command makes a difference.
+    per_episode = -(-n_states // max(1, len(rollouts)))
+    states = []
+    for r, rollout in enumerate(rollouts):
+        turns = rollout.episode.turns[:horizon]
+        open_turns = [t for t, turn in enumerate(turns) if turn.candidates and len(turn.candidates) > 1]
+        states += [(r, open_turns[int(i)]) for i in rng.permutation(len(open_turns))[:per_episode]]
+    tasks: list[RolloutTask] = []
+    for i in rng.permutation(len(states))[:n_states]:
+        r, t = states[int(i)]
+        turns = rollouts[r].episode.turns
+        for candidate in (turns[t].candidates or [])[:n_candidates]:
+            for _ in range(n_repeats):
+                tasks.append(
+                    RolloutTask(
+                        {"snapshot": rollouts[r].snapshots[t]},
+                        (*seed, len(tasks)),
+                        history=list(turns[:t]),
+                        first_command=str(candidate["command"]),
+                        max_turns=max_turns,
+                    )
+                )
+    return tasks

@@ -1,0 +1,328 @@
+"""What AgentPRM and InversePRM share.
+
+A process reward model beside the policy, rollouts of train games, and the best policy kept by success on train games that are
+never rolled out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+
+from agentprm_gym.episodes import Episode
+from agentprm_gym.rewards.prm import PRM, ProcessRewardModel
+from agentprm_gym.saving import SavedModel
+from algorithms.common.base import LLMAlgorithm
+from algorithms.common.policy import POLICY
+from algorithms.common.rollouts import Rollout, RolloutTask, collect
+from algorithms.common.search import BestOfNActor
+
+REFERENCE = "reference"
+#: So many episodes tell the mean score; those of held-out games come first.
+N_COMPARED = 64
+#: What a subclass gathers in an iteration.
+Gathered = TypeVar("Gathered")
+
+
+class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
+    """Gather experience, fit a process reward model to it, improve the policy against it, validate; repeat.
+
+    A subclass says what is gathered (:meth:`_gather`), how the model is fitted (:meth:`_fit`), and how the policy is improved
+    (:meth:`_improve`).
+
+    Attributes:
+        prm: the process reward model.
+        best_success: success of the best policy so far on the validation games; below 0 before the first validation.
+        best_iteration: after how many iterations it was reached; 0 is the starting point.
+        on_stage: called with a stage's name and the share of it that is done.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "tiny",
+        env: GymEnv | str | None = None,
+        learning_rate: float = 1e-3,
+        n_iterations: int | None = None,
+        n_games: int = 600,
+        n_repeats: int = 3,
+        gamma: float = 0.95,
+        temperature: float = 0.6,
+        prm_learning_rate: float = 1e-3,
+        prm_n_epochs: int = 1,
+        prm_batch_size: int = 8,
+        prm_init: str = "policy",
+        prm_kwargs: dict[str, Any] | None = None,
+        n_validation_games: int = 100,
+        max_grad_norm: float = 1.0,
+        micro_batch_size: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        """Set up.
+
+        Args:
+            policy: where to start; usually the zip of an :class:`SFT` model.
+            env: training environment.
+            learning_rate: of the policy's adapter where it is improved.
+            n_iterations: stop after this many; ``None`` leaves it to ``total_timesteps``.
+            n_games: training games rolled out an iteration.
+            n_repeats: episodes a game, so that states recur.
+            gamma: discount a turn, in (0, 1].
+            temperature: at which the policy is rolled out and sampled.
+            prm_learning_rate: of the PRM's adapter and head.
+            prm_n_epochs: passes over the episodes that the PRM is fitted to.
+            prm_batch_size: episodes an update of the PRM.
+            prm_init: where each iteration's PRM adapter starts: ``"policy"`` or ``"base"`` (fresh, as in the paper).
+            prm_kwargs: LoRA settings of the PRM's adapter where ``prm_init="base"``.
+            n_validation_games: train games held out to choose the best iteration by.
+            max_grad_norm: gradient clipping.
+            micro_batch_size: episodes a forward pass.
+            kwargs: see :class:`LLMAlgorithm`.
+
+        Raises:
+            ValueError: for values out of range.
+        """
+        if prm_init not in ("policy", "base"):
+            raise ValueError(f"prm_init must be 'policy' or 'base', got {prm_init!r}")
+        if not 0 < gamma <= 1:
+            raise ValueError(f"gamma must be in (0, 1], got {gamma}")
+        sizes = {
+            "n_games": n_games,
+            "n_repeats": n_repeats,
+            "prm_n_epochs": prm_n_epochs,
+            "prm_batch_size": prm_batch_size,
+        }
+        for name, value in {**sizes, "micro_batch_size": micro_batch_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, got {value}")
+        self.n_iterations, self.n_games, self.n_repeats = n_iterations, n_games, n_repeats
+        self.gamma, self.temperature = gamma, temperature
+        self.prm_learning_rate, self.prm_n_epochs, self.prm_batch_size = prm_learning_rate, prm_n_epochs, prm_batch_size
+        self.prm_init, self.prm_kwargs = prm_init, prm_kwargs
+        self.n_validation_games, self.max_grad_norm = n_validation_games, max_grad_norm
+        self.micro_batch_size = micro_batch_size
+        self.on_stage: Callable[[str, float], None] | None = None
+        self.prm: ProcessRewardModel
+        self.best_success = -1.0
+        self.best_iteration = 0
+        self._best: dict[str, Any] | None = None
+        super().__init__(policy, env, learning_rate, **kwargs)
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.policy.temperature = self.temperature
+        self.prm = ProcessRewardModel(self.lm, PRM, self.prm_kwargs or self.policy_kwargs.get("lora"))
+        self.lm.copy_adapter(POLICY, REFERENCE)
+
+    # ------------------------------------------------------------------ what an algorithm says
+    def _gather(self, games: Sequence[int], callback: BaseCallback) -> Gathered | None:
+        """Play; ``None`` if a callback ended it.
+
+        Args:
+            games: indices of the games to train on.
+            callback: to be told of every step.
+        """
+        raise NotImplementedError
+
+    def _fit(self, gathered: Gathered) -> None:
+        """Fit the process reward model."""
+        raise NotImplementedError
+
+    def _improve(self, gathered: Gathered) -> None:
+        """Improve the policy against it; the adapter ``reference`` is the policy as it is now."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ the loop
+    def _may_continue(self) -> bool:
+        return self.n_iterations is None or self.iteration < self.n_iterations
+
+    def _iterate(self, callback: BaseCallback) -> bool:
+        train, validation = self._split_games()
+        if self.iteration == 0:
+            self._validate(validation)
+        callback.on_rollout_start()
+        gathered = self._gather(train, callback)
+        if gathered is None:
+            return False
+        callback.on_rollout_end()
+        self._fit(gathered)
+        if self._best is not None and self.iteration == 0:
+            # The starting policy was validated before it had a PRM; should it stay the best, this is the one fitted to it.
+            self._best |= {"prm": self.lm.adapter_state(PRM), "head": self.prm.head_state()}
+        self.lm.copy_adapter(POLICY, REFERENCE)
+        self._improve(gathered)
+        self._validate(validation)
+        return True
+
+    def _finish_learning(self) -> None:
+        """Keep the best iteration by success on the validation games."""
+        if self._best is not None:
+            self.lm.load_adapter_state(POLICY, self._best["policy"])
+            self.lm.load_adapter_state(PRM, self._best["prm"])
+            self.prm.head.load_state_dict(self._best["head"])
+
+    def _stage(self, name: str, share: float) -> None:
+        if self.on_stage is not None:
+            self.on_stage(name, share)
+
+    def _split_games(self) -> tuple[list[int], list[int]]:
+        """Indices of the games to train on and of those held out to choose by; fixed by their order."""
+        n = int(self._venv().get_attr("n_games", indices=[0])[0])
+        n_validation = min(self.n_validation_games, n // 4)
+        order = np.random.default_rng(7).permutation(n)
+        return [int(i) for i in order[n_validation:]], [int(i) for i in order[:n_validation]]
+
+    def _horizon(self) -> int | None:
+        spec = self._venv().get_attr("spec", indices=[0])[0]
+        return None if spec is None else spec.max_episode_steps
+
+    def _seed_base(self) -> int:
+        return 0 if self.seed is None else self.seed
+
+    def _rng(self, stream: int) -> np.random.Generator:
+        """A random stream of this iteration."""
+        return np.random.default_rng([self._seed_base(), self.iteration, stream])
+
+    def _collect(
+        self,
+        tasks: Sequence[RolloutTask],
+        stage: str,
+        callback: BaseCallback,
+        *,
+        snapshots: bool = False,
+        n_candidates: int = 1,
+        record: bool = True,
+    ) -> list[Rollout] | None:
+        """Let the policy play.
+
+        Args:
+            tasks: what.
+            stage: what this is called.
+            callback: is told of every step.
+            snapshots: keep the state before each turn.
+            n_candidates: how many commands to write down as weighed at each turn.
+            record: whether these are episodes of the policy from the start of a game, which ``rollout/*`` tells of.
+
+        Returns:
+            The rollouts, or ``None`` if the callback ended it.
+        """
+        venv = self._venv()
+        done = 0
+
+        def on_step(names: dict[str, Any]) -> bool:
+            return self._count_step(callback, names, int(np.sum(names["actions"] != "")))
+
+        def on_episode(episode: Episode) -> None:
+            nonlocal done
+            done += 1
+            self._stage(stage, done / len(tasks))
+
+        actor = self.policy.actor(venv.num_envs, temperature=self.temperature, n_candidates=n_candidates)
+        with self.lm.merged(POLICY):
+            rollouts = collect(
+                actor,
+                venv,
+                tasks,
+                policy_name=f"{type(self).__name__}:{self.iteration}",
+                snapshots=snapshots,
+                on_step=on_step,
+                on_episode=on_episode,
+            )
+        self._record_acting(actor)
+        if record:
+            self._record_episodes([rollout.episode for rollout in rollouts or []])
+        return rollouts
+
+    def _begin_prm(self) -> None:
+        """Put the PRM's adapter and head where an iteration's fit begins."""
+        if self.prm_init == "policy":
+            self.lm.copy_adapter(POLICY, PRM)
+        else:
+            self.lm.remove_adapter(PRM)
+            self.lm.add_adapter(PRM, self.prm_kwargs or self.policy_kwargs.get("lora"))
+        self.prm.reset_head()
+
+    def _compare_with_outcomes(self, episodes: Sequence[Episode]) -> None:
+        """Log how the PRM's scores of what was done compare with how it went; an episode counts as one, however long."""
+        episodes = episodes[:N_COMPARED]
+        means = []
+        for start in range(0, len(episodes), self.micro_batch_size):
+            part = episodes[start : start + self.micro_batch_size]
+            items = [(e.task, e.turns, [(t, [turn.command]) for t, turn in enumerate(e.turns)]) for e in part]
+            means += [float(torch.cat(scores).mean()) for scores in self.prm.score(items)]
+        score = float(np.mean(means))
+        self.logger.record("prm/score_mean", score)
+        self.logger.record("prm/gap", score - float(np.mean([e.success for e in episodes])))
+
+    def _validate(self, games: Sequence[int]) -> float:
+        """Success on the held-out train games; remembers the best policy."""
+        if not games:
+            return float("nan")
+        venv = self._venv()
+        tasks = [RolloutTask({"game": g}, (self._seed_base(), 8, i)) for i, g in enumerate(games)]
+        done = 0
+
+        def on_episode(_: Episode) -> None:
+            nonlocal done
+            done += 1
+            self._stage("validate", done / len(tasks))
+
+        actor = self.policy.actor(venv.num_envs, temperature=self.temperature)
+        with self.lm.merged(POLICY):
+            rollouts = collect(actor, venv, tasks, on_episode=on_episode)
+        assert rollouts is not None
+        success = float(np.mean([r.episode.success for r in rollouts]))
+        self.logger.record("eval/validation_success_rate", success)
+        if success > self.best_success:
+            self.best_success, self.best_iteration = success, self.iteration + (1 if self._best is not None else 0)
+            self._best = {
+                "policy": self.lm.adapter_state(POLICY),
+                "prm": self.lm.adapter_state(PRM),
+                "head": self.prm.head_state(),
+            }
+        return success
+
+    # ------------------------------------------------------------------ acting and saving
+    def best_of_n(self, n_rows: int, n: int, *, temperature: float | None = None) -> BestOfNActor:
+        """An actor that draws ``n`` commands and executes the one that the PRM scores highest.
+
+        Args:
+            n_rows: how many episodes run at once.
+            n: candidates a turn.
+            temperature: at which they are drawn; the policy's own where ``None``.
+        """
+        chosen = self.temperature if temperature is None else temperature
+        return BestOfNActor(
+            self.policy.actor(n_rows, temperature=chosen), self.prm, n_rows, n, self.policy.cache_tokens
+        )
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """``{"policy": ..., "prm": ...}``."""
+        prm = {f"adapters.{PRM}.{k}": v for k, v in self.lm.adapter_state(PRM).items()}
+        head = {f"head.{k}": v for k, v in self.prm.head_state().items()}
+        return {**super().get_parameters(), "prm": {**prm, **head}}
+
+    def _set_parameter_group(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
+        if name != "prm":
+            super()._set_parameter_group(name, state)
+            return
+        mark = f"adapters.{PRM}."
+        self.lm.load_adapter_state(PRM, {k[len(mark) :]: v for k, v in state.items() if k.startswith(mark)})
+        self.prm.head.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("head.")})
+
+    def _to_save(self) -> SavedModel:
+        saved = super()._to_save()
+        saved.adapters[PRM] = self.lm.adapter_state(PRM)
+        saved.adapter_configs[PRM] = self.lm.adapter_config(PRM)
+        saved.heads[PRM] = self.prm.head_state()
+        return saved
+
+    def _restore(self, saved: SavedModel) -> None:
+        super()._restore(saved)
+        self.lm.load_adapter_state(PRM, saved.adapters[PRM])
+        self.prm.head.load_state_dict(saved.heads[PRM])
