@@ -23,7 +23,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
-from agentprm_gym.rewards import ProcessReward, ScoredTurn, make_reward
+from agentprm_gym.rewards import FACTS, ProcessReward, ScoredTurn, make_reward, needs_of
 from agentprm_gym.spaces import UnicodeText
 from agentprm_gym.wrappers import ProcessRewardWrapper
 
@@ -299,7 +299,9 @@ def check_process_reward(reward: str | ProcessReward, turns: Sequence[ScoredTurn
     reward = make_reward(reward) if isinstance(reward, str) else reward
     if turns is None:
         check_declared(reward, ())
-        turns = example_turns(privileged=reward.privileged)
+        # Toys have no planner: who asks for it sees the household game alone.
+        needs = needs_of(reward)
+        turns = [t for t in example_turns(reward.privileged) if all(getattr(t, need) is not None for need in needs)]
     for check in PROCESS_REWARD_CHECKS:
         check(reward, turns)
 
@@ -318,8 +320,9 @@ def example_turns(privileged: bool = True, n: int = 8) -> list[ScoredTurn]:
 
         name = "recorder"
 
-        def __init__(self) -> None:
-            self.privileged = privileged
+        def __init__(self, needs: frozenset[str]) -> None:
+            self.privileged = bool(needs)
+            self.needs = needs
 
         def score(self, turns: Sequence[ScoredTurn]) -> np.ndarray[Any, np.dtype[np.float64]]:
             # The environment goes on writing where the turns stand.
@@ -328,7 +331,8 @@ def example_turns(privileged: bool = True, n: int = 8) -> list[ScoredTurn]:
 
     def play(env_id: str, actions: Callable[[list[str]], str], n_steps: int, **kwargs: Any) -> None:
         env = ProcessRewardWrapper(gym.make(env_id, **kwargs), "outcome")
-        env.process_reward = Recorder()
+        known = [fact for fact, method in FACTS.items() if privileged and env.has_wrapper_attr(method)]
+        env.process_reward = Recorder(frozenset(known))
         observation, _ = env.reset(seed=0)
         for _ in range(n_steps):
             observation, _, terminated, truncated, _ = env.step(actions(_commands(observation)))

@@ -97,7 +97,7 @@ def test_the_built_in_ones_keep_the_protocol(name):
 
 
 def test_unknown_names_list_the_choices():
-    with pytest.raises(ValueError, match=r"'outcome', 'progress' or 'prm:<path>', got 'progres'"):
+    with pytest.raises(ValueError, match=r"'outcome', 'penalty', 'progress' or 'prm:<path>'.*got 'progres'"):
         make_reward("progres")
 
 
@@ -110,8 +110,9 @@ def test_kwargs_that_do_not_fit_are_named():
 
 def test_a_taken_or_unusable_name_is_refused(broken_reward):
     register_reward("broken", Broken)  # the same once more is fine
-    with pytest.raises(ValueError, match="already"):
-        register_reward("progress", Broken)
+    for taken in ("progress", "sum"):
+        with pytest.raises(ValueError, match="already"):
+            register_reward(taken, Broken)
     with pytest.raises(ValueError, match="':'"):
         register_reward("prm:mine", Broken)
 
@@ -181,7 +182,7 @@ def test_the_reward_after_a_restore_is_the_same():
 
 
 def test_an_unknown_reward_is_refused_when_the_environment_is_made():
-    with pytest.raises(ValueError, match="'outcome', 'progress'"):
+    with pytest.raises(ValueError, match="'outcome', 'penalty', 'progress'"):
         prm_env(reward="nope")
 
 

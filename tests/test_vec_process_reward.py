@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecCheckNan
 
 from agentprm_gym.rewards import make_reward
 from agentprm_gym.wrappers import ProcessRewardWrapper
@@ -87,10 +88,23 @@ def test_privileged_rewards_and_second_ones_are_refused():
     with pytest.raises(ValueError, match="true state"):
         make("progress")
     inner = make_vec_env(lambda: ProcessRewardWrapper(gym.make("TextIdentity-v0")), n_envs=1)
-    venv = VecProcessReward(inner, make_reward("outcome"))
-    venv.reset()
-    with pytest.raises(ValueError, match="already"):
-        venv.step(np.array(["mug"], dtype=object))
+    with pytest.raises(ValueError, match="already; a second one"):
+        VecProcessReward(inner, make_reward("outcome"))
+    with pytest.raises(ValueError, match="already; a second one"):
+        VecProcessReward(VecCheckNan(make(Longwinded())), "outcome")
+
+
+def test_workers_are_asked_too():
+    venv = SubprocVecEnv([make_word_env], start_method="fork")
+    rewarded = VecProcessReward(venv, "penalty", {"step": 0.5})
+    rewarded.reset()
+    _, rewards, _, infos = rewarded.step(np.array(["fly"], dtype=object))
+    assert (rewards[0], infos[0]["reward/prm"]) == (pytest.approx(-0.6), pytest.approx(-0.6))
+    venv.close()
+
+
+def make_word_env():
+    return gym.make("TextIdentity-v0", n_turns=2)
 
 
 def test_a_wrong_shape_is_named():

@@ -1,16 +1,37 @@
-"""Process rewards: what they are, the rule-based ones, and their names."""
+"""Process rewards: what they are, those that need no model, and their names.
 
-from agentprm_gym.rewards.base import ProcessReward, ScoredTurn, checked
+Those that need one are in modules that load it: :mod:`agentprm_gym.rewards.learned` and
+:mod:`agentprm_gym.rewards.judge`.
+"""
+
+from agentprm_gym.rewards.base import FACTS, ProcessReward, ScoredTurn, checked, needs_of, score_infos, scored
+from agentprm_gym.rewards.combine import AdjustedReward, Part, SumReward
+from agentprm_gym.rewards.oracle import OracleAdvantageReward, OraclePotentialReward, OracleQReward
+from agentprm_gym.rewards.ranking import EPISODE_SCORES, episode_score, rank_episodes
 from agentprm_gym.rewards.registry import make_reward, register_reward, reward_names
-from agentprm_gym.rewards.rules import OutcomeReward, ProgressReward
+from agentprm_gym.rewards.rules import OutcomeReward, PenaltyReward, ProgressReward
 
 __all__ = [
+    "EPISODE_SCORES",
+    "FACTS",
+    "AdjustedReward",
+    "OracleAdvantageReward",
+    "OraclePotentialReward",
+    "OracleQReward",
     "OutcomeReward",
+    "Part",
+    "PenaltyReward",
     "ProcessReward",
     "ProgressReward",
     "ScoredTurn",
+    "SumReward",
     "checked",
+    "episode_score",
     "make_reward",
+    "needs_of",
+    "rank_episodes",
     "register_reward",
     "reward_names",
+    "score_infos",
+    "scored",
 ]

@@ -42,6 +42,7 @@ class ProcessRewardModel:
         lm: the language model whose base it shares.
         adapter: name of its adapter.
         head: maps hidden states (..., H) to logits (..., 1).
+        running: its :class:`~agentprm_gym.rewards.running.RunningScores`, which all process rewards made of it share.
     """
 
     def __init__(self, lm: LanguageModel, adapter: str = PRM, lora: dict[str, Any] | None = None) -> None:
@@ -53,6 +54,7 @@ class ProcessRewardModel:
             lora: LoRA settings of a new adapter.
         """
         self.lm, self.adapter = lm, adapter
+        self.running: Any = None
         if adapter not in lm.adapters:
             lm.add_adapter(adapter, lora)
         # Without a bias, as sequence classifiers have it: so it can be exported as one.

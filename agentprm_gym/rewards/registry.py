@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentprm_gym.rewards.base import ProcessReward
-from agentprm_gym.rewards.rules import OutcomeReward, ProgressReward
+from agentprm_gym.rewards.combine import AdjustedReward, Part, SumReward
+from agentprm_gym.rewards.oracle import OracleAdvantageReward, OraclePotentialReward, OracleQReward
+from agentprm_gym.rewards.rules import OutcomeReward, PenaltyReward, ProgressReward
 
 RewardFactory = Callable[..., ProcessReward]
 
-_PRM_PREFIX = "prm:"
-_FACTORIES: dict[str, RewardFactory] = {"outcome": OutcomeReward, "progress": ProgressReward}
+_FACTORIES: dict[str, RewardFactory] = {
+    "oracle_advantage": OracleAdvantageReward,
+    "oracle_potential": OraclePotentialReward,
+    "oracle_q": OracleQReward,
+    "outcome": OutcomeReward,
+    "penalty": PenaltyReward,
+    "progress": ProgressReward,
+}
+_PART_KEYS = ("reward", "weight", "reward_kwargs", "name")
 
 
 def register_reward(name: str, factory: RewardFactory) -> None:
@@ -22,28 +31,35 @@ def register_reward(name: str, factory: RewardFactory) -> None:
 
     Args:
         name: A new name, without ``:``.
-        factory: Called with ``reward_kwargs``; returns a :class:`ProcessReward`.
+        factory: Called with ``reward_kwargs``, ``clip`` and ``normalize`` excepted, which :func:`make_reward` keeps;
+            returns a :class:`ProcessReward`.
 
     Raises:
         ValueError: The name is taken by another factory, or holds a ``:``.
     """
     if not name or ":" in name:
         raise ValueError(f"a reward's name must be non-empty and hold no ':', got {name!r}")
-    if _FACTORIES.get(name, factory) is not factory:
+    if name in _MADE_OF_MORE or _FACTORIES.get(name, factory) is not factory:
         raise ValueError(f"there is a reward {name!r} already; choose another name")
     _FACTORIES[name] = factory
 
 
 def reward_names() -> tuple[str, ...]:
-    """Return the registered names, sorted."""
+    """Return the names that need nothing more, sorted; ``"sum"``, ``"prm:<path>"`` and the like are not among them."""
     return tuple(sorted(_FACTORIES))
 
 
-def make_reward(name: str, **kwargs: Any) -> ProcessReward:
+def make_reward(
+    name: str, *, clip: Sequence[float] | None = None, normalize: bool = False, **kwargs: Any
+) -> ProcessReward:
     """Make a process reward.
 
     Args:
-        name: A registered name, or ``"prm:<path>"`` for a process reward model saved there.
+        name: A registered name, ``"sum"`` (see :class:`SumReward`), ``"prm:<path>"`` for a process reward model saved
+            there, ``"reference:<path>"`` for one of a reference policy (see :class:`ReferenceReward`), or
+            ``"judge:<base url>"`` for a language model on a server (see :class:`JudgeReward`).
+        clip: ``[low, high]``: no score is below or above; see :class:`AdjustedReward`.
+        normalize: Whether scores are divided by their running standard deviation, before they are clipped.
         **kwargs: Passed to the factory.
 
     Returns:
@@ -53,19 +69,73 @@ def make_reward(name: str, **kwargs: Any) -> ProcessReward:
         ValueError: The name is unknown, or the kwargs do not fit it.
         FileNotFoundError: There is no PRM at the path.
     """
-    if name.startswith(_PRM_PREFIX):
-        path = name.removeprefix(_PRM_PREFIX)
-        if not Path(path).is_file():
-            raise FileNotFoundError(
-                f"no saved process reward model at {path!r}: expected the zip that AgentPRM.save(path) wrote"
-            )
-        # Only here: a PRM is a language model, and loading torch takes seconds.
-        from agentprm_gym.rewards.learned import PRMReward
-
-        return PRMReward.load(path, **kwargs)
-    if name not in _FACTORIES:
-        raise ValueError(f"reward must be one of {', '.join(map(repr, reward_names()))} or 'prm:<path>', got {name!r}")
+    kind, colon, rest = name.partition(":")
+    if name == "sum":
+        factory: RewardFactory = _sum
+    elif colon and f"{kind}:" in _PREFIXES:
+        factory, kwargs = _PREFIXES[f"{kind}:"], {"where": rest, **kwargs}
+    elif name in _FACTORIES:
+        factory = _FACTORIES[name]
+    else:
+        choices = ", ".join(map(repr, reward_names()))
+        raise ValueError(
+            f"reward must be one of {choices} or 'prm:<path>', 'reference:<path>', 'judge:<base url>' or 'sum', got {name!r}"
+        )
     try:
-        return _FACTORIES[name](**kwargs)
+        reward = factory(**kwargs)
     except TypeError as error:
+        kwargs.pop("where", None)
         raise ValueError(f"reward_kwargs {kwargs!r} do not fit reward {name!r}: {error}") from error
+    return reward if clip is None and normalize is False else AdjustedReward(reward, clip, normalize)
+
+
+def _sum(parts: Sequence[Mapping[str, Any]]) -> ProcessReward:
+    if isinstance(parts, (str, Mapping)) or not all(isinstance(part, Mapping) for part in parts):
+        raise ValueError(f'the parts of a sum must be a list of dicts such as {{"reward": "progress"}}, got {parts!r}')
+    made = []
+    for i, part in enumerate(parts):
+        unknown = sorted(set(part) - set(_PART_KEYS))
+        if unknown or not isinstance(part.get("reward"), str):
+            raise ValueError(
+                f'part {i} of the sum must have "reward" and no other keys than {_PART_KEYS}, got {part!r}'
+            )
+        try:
+            reward = make_reward(part["reward"], **part.get("reward_kwargs", {}))
+        except ValueError as error:
+            raise ValueError(f"part {i} of the sum: {error}") from error
+        made.append(Part(part.get("name", part["reward"]), reward, part.get("weight", 1.0)))
+    return SumReward(made)
+
+
+# Made only here: a PRM is a language model, and loading torch takes seconds.
+
+
+def _prm(where: str, **kwargs: Any) -> ProcessReward:
+    _require_save(where)
+    from agentprm_gym.rewards.learned import PRMReward
+
+    return PRMReward.load(where, **kwargs)
+
+
+def _reference(where: str, **kwargs: Any) -> ProcessReward:
+    _require_save(where)
+    from agentprm_gym.rewards.learned import ReferenceReward
+
+    return ReferenceReward.load(where, **kwargs)
+
+
+def _judge(where: str, **kwargs: Any) -> ProcessReward:
+    from agentprm_gym.rewards.judge import JudgeReward
+
+    return JudgeReward.of_server(where, **kwargs)
+
+
+def _require_save(path: str) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no saved process reward model at {path!r}: expected the zip that AgentPRM.save(path) wrote"
+        )
+
+
+_PREFIXES: dict[str, RewardFactory] = {"prm:": _prm, "reference:": _reference, "judge:": _judge}
+_MADE_OF_MORE = frozenset({"sum"})

@@ -73,3 +73,52 @@ class ProgressReward:
             )
         before, after = turn.progress
         return self.coef * (self.gamma * (0.0 if turn.terminated else after) - before)
+
+
+class PenaltyReward:
+    """Takes something away for turns that lead nowhere, as a player can see it; the sum of what applies.
+
+    Two turns *show the same* where the feedback after them and the admissible commands after them are the same, string for
+    string. It is what the player sees and not the true state: what lies in a closed drawer does not tell two turns apart,
+    and "Nothing happens." is new when it is said for the first time.
+
+    Args:
+        inadmissible: Taken for a command that was not admissible.
+        repeated_state: Taken where the turn shows what stood before the player earlier in the episode, its beginning
+            included, unless the game ends with it.
+        step: Taken for every turn.
+
+    Raises:
+        ValueError: One is negative or not finite.
+    """
+
+    name = "penalty"
+    privileged = False
+
+    def __init__(self, inadmissible: float = 0.1, repeated_state: float = 0.0, step: float = 0.0) -> None:
+        for name, value in {"inadmissible": inadmissible, "repeated_state": repeated_state, "step": step}.items():
+            if not (np.isfinite(value) and value >= 0.0):
+                raise ValueError(f"{name} is subtracted and must be finite and 0 or more, got {value!r}")
+        self.inadmissible = inadmissible
+        self.repeated_state = repeated_state
+        self.step = step
+
+    def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:
+        """Return what is taken away, 0 or less, shape ``(len(turns),)``.
+
+        Raises:
+            ValueError: A turn comes without its transcript.
+        """
+        return np.array([-self._penalty(turn) for turn in turns], dtype=np.float64).reshape(len(turns))
+
+    def _penalty(self, turn: ScoredTurn) -> float:
+        if not turn.turns:
+            raise ValueError("the reward 'penalty' needs ScoredTurn.turns, whose last one is the turn to score")
+        taken = self.step
+        if not turn.turns[-1].is_admissible:
+            taken += self.inadmissible
+        if self.repeated_state and not turn.terminated:
+            after = turn.feedback, tuple(turn.admissible_commands)
+            if any((t.feedback, tuple(t.admissible_commands)) == after for t in turn.turns):
+                taken += self.repeated_state
+        return taken

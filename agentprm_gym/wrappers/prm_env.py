@@ -12,7 +12,7 @@ from agentprm_gym.envs.alfworld import ALFWorldEnv
 from agentprm_gym.envs.base import Step
 from agentprm_gym.envs.vector import TextVectorEnv
 from agentprm_gym.rewards import ProcessReward, make_reward
-from agentprm_gym.wrappers.process_reward import add_process_reward, progress
+from agentprm_gym.wrappers.process_reward import step_all
 
 
 class ALFWorldPRMEnv(ALFWorldEnv):
@@ -34,7 +34,7 @@ class ALFWorldPRMEnv(ALFWorldEnv):
         engine: As in ALFWorld-v0.
         on_bad_game: As in ALFWorld-v0.
         reward: ``"progress"`` (shaping on privileged subgoal progress), ``"outcome"`` (nothing
-            added), a name that was registered, or ``"prm:<path>"`` for a saved PRM.
+            added), ``"prm:<path>"`` for a saved PRM, or any other name that ``make_reward`` takes.
         reward_kwargs: Passed on to the process reward, for example ``{"gamma": 0.99}``.
         render_mode: None, ``"ansi"`` or ``"human"``.
         goal_text: As in ALFWorld-v0.
@@ -70,7 +70,7 @@ class ALFWorldPRMEnv(ALFWorldEnv):
             TypeError: ``action`` is no string.
             ResetNeeded: There is no running episode.
         """
-        return step_all([self], [action])[0]
+        return step_all([self], [action], ALFWorldEnv.step)[0]
 
 
 class ALFWorldPRMVectorEnv(TextVectorEnv):
@@ -94,22 +94,4 @@ class ALFWorldPRMVectorEnv(TextVectorEnv):
             env.process_reward = self.envs[0].process_reward
 
     def _play(self, indices: Sequence[int], actions: Sequence[str]) -> Sequence[Step]:
-        return step_all([self.envs[i] for i in indices], [actions[i] for i in indices])
-
-
-def step_all(envs: Sequence[ALFWorldPRMEnv], actions: Sequence[str]) -> list[Step]:
-    """Step environments that share a process reward, and score all turns in one batch.
-
-    Raises:
-        ValueError: The process reward returned a wrong shape or a value that is not finite.
-        TypeError: An action is no string.
-        ResetNeeded: One has no running episode.
-    """
-    if not envs:
-        return []
-    process_reward = envs[0].process_reward
-    # Without an episode there is no progress to ask for: the step itself says what is missing.
-    privileged = process_reward.privileged and all(env.running for env in envs)
-    before = [progress(env) for env in envs] if privileged else None
-    steps = [ALFWorldEnv.step(env, action) for env, action in zip(envs, actions, strict=True)]
-    return add_process_reward(process_reward, envs, steps, before)
+        return step_all([self.envs[i] for i in indices], [actions[i] for i in indices], ALFWorldEnv.step)

@@ -6,11 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gymnasium.vector import AutoresetMode
+
 from agentprm_gym.envs.base import Step
 from agentprm_gym.envs.textworld import TextWorldEnv
 from agentprm_gym.envs.vector import TextVectorEnv
 from agentprm_gym.rewards import ProcessReward, make_reward
-from agentprm_gym.wrappers.process_reward import add_process_reward, progress
+from agentprm_gym.wrappers.process_reward import check_facts, step_all
 
 
 class TextWorldPRMEnv(TextWorldEnv):
@@ -29,6 +31,7 @@ class TextWorldPRMEnv(TextWorldEnv):
     Raises:
         FileNotFoundError: As in TextWorld-v0, or there is no PRM at the path.
         ValueError: As in TextWorld-v0, or the reward is unknown.
+        TypeError: The reward needs a planner, which only the household games have.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class TextWorldPRMEnv(TextWorldEnv):
         render_mode: str | None = None,
     ) -> None:
         self.process_reward: ProcessReward = make_reward(reward, **dict(reward_kwargs or {}))
+        check_facts(self, self.process_reward)
         super().__init__(game, on_bad_game, render_mode)
 
     def step(self, action: str) -> Step:
@@ -50,13 +54,28 @@ class TextWorldPRMEnv(TextWorldEnv):
             TypeError: ``action`` is no string.
             ResetNeeded: There is no running episode.
         """
-        # Without an episode there is no progress to ask for: the step itself says what is missing.
-        before = [progress(self)] if self.process_reward.privileged and self.running else None
-        step = super().step(action)
-        return add_process_reward(self.process_reward, [self], [step], before)[0]
+        return step_all([self], [action], TextWorldEnv.step)[0]
 
 
 class TextWorldPRMVectorEnv(TextVectorEnv):
-    """``TextWorldPRM-v0`` as a vector environment; see :class:`TextVectorEnv` and :class:`TextWorldPRMEnv`."""
+    """``TextWorldPRM-v0`` as a vector environment: one call of the process reward a step scores all.
+
+    See :class:`TextVectorEnv` and :class:`TextWorldPRMEnv`. The environments share one process reward.
+    """
 
     env_class = TextWorldPRMEnv
+    envs: Sequence[TextWorldPRMEnv] = ()
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int | None = None,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_envs, max_episode_steps, autoreset_mode, **kwargs)
+        for env in self.envs:
+            env.process_reward = self.envs[0].process_reward
+
+    def _play(self, indices: Sequence[int], actions: Sequence[str]) -> Sequence[Step]:
+        return step_all([self.envs[i] for i in indices], [actions[i] for i in indices], TextWorldEnv.step)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from agentprm_gym.episodes import Turn
-from agentprm_gym.rewards import ProcessReward, ScoredTurn, checked, make_reward
+from agentprm_gym.rewards import ProcessReward, ScoredTurn, make_reward, needs_of, score_infos
 
 
 class VecProcessReward(VecEnvWrapper):
@@ -21,11 +21,11 @@ class VecProcessReward(VecEnvWrapper):
 
     What :class:`ProcessRewardWrapper` does for one environment, with one forward pass a step. A
     ``Monitor`` stays inside, so ``ep_rew_mean`` is about the true task. ``info["reward/env"]`` and
-    ``info["reward/prm"]`` hold the two parts.
+    ``info["reward/prm"]`` hold the two parts, and ``info["reward/parts"]`` those of a sum.
 
     Args:
         venv: Vectorised environments of this package.
-        reward: A registered name, ``"prm:<path>"``, or a process reward itself.
+        reward: A name that ``make_reward`` takes, or a process reward itself.
         reward_kwargs: Passed on to a reward given by name.
 
     Raises:
@@ -40,16 +40,21 @@ class VecProcessReward(VecEnvWrapper):
         reward_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(venv)
+        if venv.has_attr("process_reward") or _has_one(venv):
+            raise ValueError(
+                "the environments have a process reward already; a second one would count the first as their own. Wrap "
+                'ALFWorld-v0 instead, or add them up: reward="sum"'
+            )
         if isinstance(reward, str):
             reward = make_reward(reward, **dict(reward_kwargs or {}))
-        if reward.privileged:
+        if needs_of(reward):
             raise ValueError(
                 f"the process reward {reward.name!r} reads the true state, which is gone when a "
                 "vectorised environment has reset itself; use ALFWorldPRM-v0"
             )
         self.process_reward = reward
-        self._observations: list[dict[str, str]] = []
-        self._turns: list[list[Turn]] = []
+        self._observations: list[dict[str, str]] = [{} for _ in range(self.num_envs)]
+        self._turns: list[list[Turn]] = [[] for _ in range(self.num_envs)]
         self._actions: list[str] = []
 
     def reset(self) -> VecEnvObs:
@@ -58,6 +63,18 @@ class VecProcessReward(VecEnvWrapper):
         self._observations = self._split(observations)
         self._turns = [list(turns) for turns in self.venv.get_attr("turns")]
         return observations
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of environments; those that it resets or restores, as rollouts do, begin another episode here."""
+        results = self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        if method_name in ("reset", "restore"):
+            rows = list(self._get_indices(indices))
+            for i, (observation, _), turns in zip(rows, results, self.venv.get_attr("turns", rows), strict=True):
+                self._observations[i] = {key: str(text) for key, text in observation.items()}
+                self._turns[i] = list(turns)
+        return results
 
     def step_async(self, actions: np.ndarray) -> None:
         """Send the actions, an array of ``str`` of shape ``(num_envs,)``."""
@@ -68,19 +85,14 @@ class VecProcessReward(VecEnvWrapper):
         """Wait for the steps and add the process reward.
 
         Raises:
-            ValueError: An environment has a process reward already, or this one returned a wrong
-                shape or a value that is not finite.
+            ValueError: The process reward returned a wrong shape or a value that is not finite.
         """
         observations, rewards, dones, infos = self.venv.step_wait()
-        if any("reward/prm" in info for info in infos):
-            raise ValueError("the environments have a process reward already; wrap ALFWorld-v0 instead")
         new = self._split(observations)
         batch = [self._record(i, infos[i], float(rewards[i]), bool(dones[i]), new[i]) for i in range(self.num_envs)]
-        scores = checked(self.process_reward.score(batch), self.num_envs, self.process_reward.name)
-        infos = [
-            {**info, "reward/env": float(reward), "reward/prm": float(score)}
-            for info, reward, score in zip(infos, rewards, scores, strict=True)
-        ]
+        added = score_infos(self.process_reward, batch, rewards.tolist())
+        infos = [{**info, **extra} for info, extra in zip(infos, added, strict=True)]
+        scores = np.array([extra["reward/prm"] for extra in added])
         ended = np.flatnonzero(dones).tolist()
         # An episode may begin in the middle (a restored point): ask for what came before.
         for i, turns in zip(ended, self.venv.get_attr("turns", ended), strict=True):
@@ -112,3 +124,11 @@ class VecProcessReward(VecEnvWrapper):
     def _split(self, observations: VecEnvObs) -> list[dict[str, str]]:
         assert isinstance(observations, dict)
         return [{key: str(texts[i]) for key, texts in observations.items()} for i in range(self.num_envs)]
+
+
+def _has_one(venv: VecEnv) -> bool:
+    while isinstance(venv, VecEnvWrapper):
+        if isinstance(venv, VecProcessReward):
+            return True
+        venv = venv.venv
+    return False

@@ -98,14 +98,15 @@ def add_parser(verbs: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--reward",
         metavar="NAME",
-        help="process reward to learn from: progress, outcome, prm:SAVE.zip (default: the task's own reward alone); for "
+        help="process reward to learn from, beside the task's own: progress, oracle_advantage, penalty, prm:SAVE.zip, sum, ... "
+        "(the README lists them all; default: none); for "
         + ", ".join(name for name in ALGORITHMS if name not in _LEARNS_FROM),
     )
     parser.add_argument(
         "--reward-kwargs",
         type=common.json_object,
         metavar="JSON",
-        help="arguments of the process reward, e.g. '{\"gamma\": 0.98}'",
+        help='arguments of the process reward, e.g. \'{"form": "value", "clip": [-1, 1]}\'',
     )
     parser.add_argument(
         "--set",
@@ -287,15 +288,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 def _train_one(args: argparse.Namespace, console: Console, settings: dict[str, Any]) -> None:
     """Train with one seed, into one folder."""
     import algorithms
-    from algorithms.common.evaluation import make_eval_env
 
     out: Path = args.out
     algorithm = getattr(algorithms, ALGORITHMS[args.algo])
     shared = {"seed": args.seed, "tensorboard_log": str(out / "tb"), "device": args.device, "verbose": 0, **settings}
-    shaped: dict[str, Any] = {}
-    if args.reward is not None:
-        shaped = {"env_id": "ALFWorldPRM-v0", "reward": args.reward, "reward_kwargs": args.reward_kwargs}
-    venv = make_eval_env(n_envs=args.n_envs, **common.env_kwargs(args), **shaped)
+    venv = _make_env(args)
     given = {key: str(value) for key, value in vars(args).items() if key != "run"}
     common.write_json(out / "settings.json", {**common.provenance(), "args": given})
     _write_config(args, settings, seeds=None)
@@ -317,6 +314,23 @@ def _train_one(args: argparse.Namespace, console: Console, settings: dict[str, A
     venv.close()
     path = escape(str(out / "model.zip"))
     console.print(f"saved [bold]{path}[/]; next: agentprm eval {path} --split valid_seen", soft_wrap=True)
+
+
+def _make_env(args: argparse.Namespace) -> VecEnv:
+    """The training environments, with the process reward that is asked for."""
+    from agentprm_gym.rewards import make_reward, needs_of
+    from algorithms.common.evaluation import make_eval_env
+
+    shared = {"n_envs": args.n_envs, **common.env_kwargs(args)}
+    if args.reward is None:
+        return make_eval_env(**shared)
+    kwargs = args.reward_kwargs or {}
+    reward = make_reward(args.reward, **kwargs)
+    if needs_of(reward):  # what only each game's own environment can tell
+        return make_eval_env("ALFWorldPRM-v0", **shared, reward=args.reward, reward_kwargs=kwargs)
+    from agentprm_gym.wrappers.vec_process_reward import VecProcessReward
+
+    return VecProcessReward(make_eval_env(**shared), reward)
 
 
 def _train_sft(args: argparse.Namespace, bars: Progress, venv: VecEnv, shared: dict[str, Any]) -> LLMAlgorithm:

@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from algorithms.common.advantages import discounted_returns, group_advantages
-from algorithms.common.on_policy import Sample
+from algorithms.common.clipped_updates import Sample
 from algorithms.grpo.grpo import GRPO
 
 

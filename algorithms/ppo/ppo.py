@@ -17,7 +17,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.saving import SavedModel
 from algorithms.common.advantages import gae
-from algorithms.common.on_policy import OnPolicyLLMAlgorithm, Sample
+from algorithms.common.clipped_updates import Sample
+from algorithms.common.on_policy import OnPolicyLLMAlgorithm
 from algorithms.common.policy import POLICY
 from algorithms.common.value import VALUE, ValueModel
 

@@ -10,7 +10,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from algorithms.common.advantages import discounted_returns
-from algorithms.common.on_policy import OnPolicyLLMAlgorithm, Sample
+from algorithms.common.clipped_updates import Sample
+from algorithms.common.on_policy import OnPolicyLLMAlgorithm
 
 BASELINES = ("batch", "turn", "none")
 

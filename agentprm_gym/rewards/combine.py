@@ -1,0 +1,154 @@
+"""Process rewards made of process rewards: weighted sums, and scores that are normalised and clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentprm_gym.rewards.base import ProcessReward, ScoredTurn, needs_of, scored
+
+_Parts = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A summand.
+
+    Attributes:
+        name: Key in ``info["reward/parts"]``.
+        reward: The process reward.
+        weight: What its scores are multiplied with; finite.
+    """
+
+    name: str
+    reward: ProcessReward
+    weight: float = 1.0
+
+
+class SumReward:
+    """The weighted sum of process rewards.
+
+    By name it is ``reward="sum", reward_kwargs={"parts": [{"reward": "progress", "weight": 0.5, "reward_kwargs": {"gamma":
+    0.98}}, {"reward": "penalty"}]}``; ``weight`` is 1.0 and ``reward_kwargs`` empty where they are left out, and a ``"name"``
+    tells two of a kind apart.
+
+    Args:
+        parts: One or more, with names that differ.
+
+    Raises:
+        ValueError: There is no part, two have one name, or a weight is not finite.
+    """
+
+    name = "sum"
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = tuple(parts)
+        names = [part.name for part in self.parts]
+        if not names:
+            raise ValueError('the reward "sum" needs one part or more: parts=[{"reward": "progress"}, ...]')
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f'two parts of a sum are called {twice}: give each a "name" of its own')
+        for part in self.parts:
+            if not np.isfinite(part.weight):
+                raise ValueError(f"the weight of {part.name!r} must be finite, got {part.weight!r}")
+        self.needs = frozenset().union(*(needs_of(part.reward) for part in self.parts))
+        self.privileged = bool(self.needs)
+
+    def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:
+        """Return the sums, shape ``(len(turns),)``.
+
+        Raises:
+            ValueError: A part returned a wrong shape or a value that is not finite; the message names it.
+        """
+        return self.score_parts(turns)[0]
+
+    def score_parts(self, turns: Sequence[ScoredTurn]) -> tuple[NDArray[np.float64], _Parts]:
+        """Return the sums and each part's contribution, its weight included, all of shape ``(len(turns),)``.
+
+        Raises:
+            ValueError: As :meth:`score` does.
+        """
+        parts = {part.name: part.weight * scored(part.reward, turns)[0] for part in self.parts}
+        return np.sum(list(parts.values()), axis=0).reshape(len(turns)), parts
+
+
+class AdjustedReward:
+    """A process reward whose scores are divided by their running standard deviation, or clipped, or both in this order.
+
+    What ``make_reward(name, clip=..., normalize=...)`` puts around any reward.
+
+    The standard deviation is that of all scores that this object has given, the present batch included; the mean stays
+    where it is, so that signs keep their meaning. It starts as if one score had shown a deviation of 1, so that the first
+    few are not blown up. It lives as long as the object: environments of one vector share it, two environments do not,
+    it is in no save, and going back to a snapshot does not take it back. A normalised score therefore depends on what was
+    scored before it, which is no contract of a process reward's any more (`check_process_reward` says so).
+
+    Args:
+        reward: The process reward.
+        clip: Lowest and highest score, or None.
+        normalize: Whether to divide.
+
+    Raises:
+        ValueError: ``clip`` is not two finite numbers in order, or ``normalize`` no bool.
+    """
+
+    def __init__(self, reward: ProcessReward, clip: Sequence[float] | None = None, normalize: bool = False) -> None:
+        if clip is not None and not _is_range(clip):
+            raise ValueError(f"clip must be [low, high], two finite numbers with low <= high, got {clip!r}")
+        if not isinstance(normalize, bool):
+            raise ValueError(f"normalize must be True or False, got {normalize!r}")
+        self.reward = reward
+        self.name = reward.name
+        self.needs = needs_of(reward)
+        self.privileged = reward.privileged
+        self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
+        self.normalize = normalize
+        self._n, self._mean, self._squares = 1.0, 0.0, 1.0  # squares: sum of squared distances from the mean
+
+    @property
+    def deviation(self) -> float:
+        """The present standard deviation."""
+        return float(np.sqrt(self._squares / self._n))
+
+    def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:
+        """Return the adjusted scores, shape ``(len(turns),)``.
+
+        Raises:
+            ValueError: The reward inside returned a wrong shape or a value that is not finite.
+        """
+        return self.score_parts(turns)[0]
+
+    def score_parts(self, turns: Sequence[ScoredTurn]) -> tuple[NDArray[np.float64], _Parts]:
+        """Return the adjusted scores, and the parts of a sum inside as they were before.
+
+        Raises:
+            ValueError: As :meth:`score` does.
+        """
+        scores, rows = scored(self.reward, turns)
+        parts = {name: np.array([row[name] for row in rows]) for name in (rows[0] if rows else ())}
+        if self.normalize and len(turns):
+            self._see(scores)
+            # Scores that hardly vary at all, such as a long series of zeros, are not to be blown up either.
+            scores = scores / max(self.deviation, 1e-6)
+        return scores if self.clip is None else np.clip(scores, *self.clip), parts
+
+    def _see(self, scores: NDArray[np.float64]) -> None:
+        # Chan, Golub and LeVeque's update: numerically as good as two passes over everything.
+        n, mean = len(scores), float(scores.mean())
+        total, apart = self._n + n, mean - self._mean
+        self._squares += float(((scores - mean) ** 2).sum()) + apart**2 * self._n * n / total
+        self._mean += apart * n / total
+        self._n = total
+
+
+def _is_range(clip: Any) -> bool:
+    try:
+        low, high = (float(bound) for bound in clip)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.isfinite(low) and np.isfinite(high) and low <= high)

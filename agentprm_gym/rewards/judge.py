@@ -1,0 +1,304 @@
+"""A language model's preference as a process reward: is the task closer after the turn than before it?
+
+RL-VLM-F (Wang et al., arXiv 2402.03681) asks a vision-language model which of two images is closer to the goal and takes its
+0, 1 or -1 ("no difference") as a preference. Here the two situations are a text game's, before and after a turn, and the
+preference itself is the reward.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agentprm_gym.rewards.base import ScoredTurn
+
+#: Takes questions, returns one answer for each, in order.
+Ask = Callable[[list[str]], Sequence[str]]
+
+QUESTION = """\
+An agent plays a text game. Its task: {task}
+
+What happened before:
+{history}
+
+Situation 0, before the agent's next command:
+{before}
+
+The command: {command}
+
+Situation 1, after it:
+{after}
+
+In which of the two situations is the agent closer to having done the task? Answer with one line that holds only 0 \
+(situation 0), 1 (situation 1), or -1 (no difference, or you are not sure)."""
+
+# The number alone, or as judges decorate it: "**1**", "Answer: 1.", "Situation 1".
+_ANSWER = re.compile(
+    r"""[\s*_`"'(\[]*(?:(?:the\s+)?(?:final\s+)?answer(?:\s+is)?|situation)?[\s:*_`"'(\[]*(-1|0|1)[\s*_`"')\].]*""",
+    re.IGNORECASE,
+)
+_VERDICTS = {"1": 1.0, "0": -1.0, "-1": 0.0}
+#: Answers that may be better the next time, besides all of 500 and above.
+_RETRIED = frozenset({408, 409, 425, 429})
+
+
+class JudgeError(ConnectionError):
+    """A judge's server refused a question, or did not answer."""
+
+
+class JudgeReward:
+    """Rewards turns by a judge's preference between the situations before and after them.
+
+    A turn gets ``coef`` where the judge finds the task closer after it, ``-coef`` where it finds it closer before, 0 where
+    it sees no difference. The answer is read off its last line (:func:`read_answer`). One that cannot be read is worth
+    0; it is counted, and warned of at the first, second, fourth, eighth ... such answer. What was answered is kept, so
+    a question is asked once, unless its answer could not be read.
+
+    Args:
+        ask: Answers a list of questions, for example with a local model.
+        name: For messages and logs.
+        coef: Weight.
+        n_history: Turns before the judged one that the judge is told of; 0 or more.
+        max_kept: Answers that are kept; the ones that were used longest ago go first.
+
+    Attributes:
+        counts: How many questions were ``"asked"``, how many answered from what was ``"kept"``, and how many answers were
+            ``"unparsable"``.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    privileged = False
+
+    def __init__(
+        self, ask: Ask, name: str = "judge", *, coef: float = 1.0, n_history: int = 5, max_kept: int = 100_000
+    ) -> None:
+        if not np.isfinite(coef):
+            raise ValueError(f"coef must be finite, got {coef!r}")
+        if n_history < 0 or max_kept < 0:
+            raise ValueError(f"n_history and max_kept must be 0 or more, got {n_history!r} and {max_kept!r}")
+        self.ask = ask
+        self.name = name
+        self.coef = coef
+        self.n_history = n_history
+        self.max_kept = max_kept
+        self.counts: Counter[str] = Counter(asked=0, kept=0, unparsable=0)
+        self._kept: OrderedDict[str, float] = OrderedDict()
+
+    @classmethod
+    def of_server(
+        cls,
+        base_url: str,
+        *,
+        model: str,
+        api_key_env: str = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        max_retries: int = 3,
+        concurrency: int = 8,
+        max_tokens: int = 16,
+        **kwargs: Any,
+    ) -> JudgeReward:
+        """Make a judge of a model behind an OpenAI-compatible chat API; nothing is sent yet.
+
+        Args:
+            base_url: What ``/chat/completions`` is put behind, for example ``http://127.0.0.1:8000/v1``.
+            model: The model's name there.
+            api_key_env: Environment variable that holds the key; without the variable none is sent.
+            timeout: Seconds to wait for an answer.
+            max_retries: Attempts after the first, where that may help.
+            concurrency: Questions under way at once.
+            max_tokens: Longest answer; models that think first need more.
+            **kwargs: ``coef``, ``n_history``, ``max_kept``.
+
+        Raises:
+            ValueError: The address is none or holds a secret, there is no model, or a number is out of range.
+        """
+        server = _Server(base_url, model, api_key_env, timeout, max_retries, concurrency, max_tokens)
+        return cls(server, f"judge:{base_url}", **kwargs)
+
+    def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:
+        """Have the judge look at each turn; equal questions of a batch are asked once.
+
+        Args:
+            turns: The batch; each needs its transcript.
+
+        Returns:
+            Shape ``(len(turns),)``.
+
+        Raises:
+            ValueError: ``ask`` did not return one answer for each question.
+            JudgeError: The server refused, or did not answer.
+        """
+        questions = [self.question(turn) for turn in turns]
+        new = [question for question in dict.fromkeys(questions) if question not in self._kept]
+        answers = list(self.ask(new)) if new else []
+        if len(answers) != len(new):
+            raise ValueError(f"the judge of {self.name!r} gave {len(answers)} answers to {len(new)} questions")
+        self.counts.update(asked=len(new), kept=len(questions) - len(new))
+        verdicts: dict[str, float] = {}
+        for question, answer in zip(new, answers, strict=True):
+            verdict = read_answer(answer)
+            verdicts[question] = self._unparsable(answer) if verdict is None else self._keep(question, verdict)
+        out = [verdicts[q] if q in verdicts else self._keep(q, self._kept[q]) for q in questions]
+        while len(self._kept) > self.max_kept:
+            self._kept.popitem(last=False)
+        return self.coef * np.array(out, dtype=np.float64).reshape(len(turns))
+
+    def question(self, turn: ScoredTurn) -> str:
+        """Return what the judge is asked about a turn.
+
+        Raises:
+            ValueError: The turn comes without its transcript.
+        """
+        if not turn.turns:
+            raise ValueError(f"the reward {self.name!r} needs ScoredTurn.turns, whose last one is the turn to score")
+        *earlier, last = turn.turns
+        told = [
+            f"{t.feedback.strip()}\n> {t.command}" for t in earlier[len(earlier) - min(self.n_history, len(earlier)) :]
+        ]
+        return QUESTION.format(
+            task=turn.task,
+            history="\n".join(told) or "(nothing)",
+            before=last.feedback.strip(),
+            command=last.command,
+            after=turn.feedback.strip(),
+        )
+
+    def _keep(self, question: str, verdict: float) -> float:
+        self._kept[question] = verdict
+        self._kept.move_to_end(question)
+        return verdict
+
+    def _unparsable(self, answer: str) -> float:
+        self.counts["unparsable"] += 1
+        n = self.counts["unparsable"]
+        if n & (n - 1) == 0:
+            warnings.warn(
+                f"the judge of {self.name!r} gave {n} unparsable of {self.counts['asked']} answers, counted as 0.0; expected a "
+                f"line with only 0, 1 or -1, the last: {answer[-200:]!r}",
+                UserWarning,
+                stacklevel=2,
+            )
+        return 0.0
+
+
+def read_answer(answer: str) -> float | None:
+    """Return 1.0, -1.0 or 0.0 for a judge's 1, 0 or -1; None where the last line is nothing like it.
+
+    Args:
+        answer: Any text; what stands before the last line that is not empty is not looked at.
+
+    Example:
+        >>> [read_answer(text) for text in ("1", "Answer: 0.", "**-1**", "0 or 1", "1 apple", "")]
+        [1.0, -1.0, 0.0, None, None, None]
+    """
+    lines = answer.strip().splitlines()
+    found = _ANSWER.fullmatch(lines[-1]) if lines else None
+    return None if found is None else _VERDICTS[found[1]]
+
+
+class _Server:
+    """Asks a model behind an OpenAI-compatible chat API. The key is read with each request and kept nowhere."""
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key_env: str,
+        timeout: float,
+        max_retries: int,
+        concurrency: int,
+        max_tokens: int,
+    ) -> None:
+        url = urlsplit(base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(f"expected a server's address such as 'judge:http://127.0.0.1:8000/v1', got {base_url!r}")
+        if url.username or url.password or url.query:
+            # Not repeated here: it may be a secret, and an environment's spec holds the address.
+            raise ValueError(
+                "expected a server's address without user, password and query, since it is written down: put a key into the "
+                "environment variable that api_key_env names"
+            )
+        if not model:
+            raise ValueError(
+                f'which model? Expected its name at the server, reward_kwargs={{"model": ...}}, got {model!r}'
+            )
+        if timeout <= 0 or max_retries < 0 or concurrency < 1 or max_tokens < 1:
+            raise ValueError(
+                "expected timeout above 0, max_retries of 0 or more, concurrency and max_tokens of 1 or more, got "
+                f"{timeout}, {max_retries}, {concurrency} and {max_tokens}"
+            )
+        self.url = f"{base_url.rstrip('/')}/chat/completions"
+        self.model, self.api_key_env, self.timeout = model, api_key_env, timeout
+        self.max_retries, self.concurrency, self.max_tokens = max_retries, concurrency, max_tokens
+
+    def __call__(self, questions: list[str]) -> list[str]:
+        """Ask side by side; answers come in the order of the questions."""
+        # Made for each batch: environments are copied into worker processes, and connections are not.
+        import httpx
+
+        with (
+            httpx.Client(timeout=self.timeout) as client,
+            ThreadPoolExecutor(min(self.concurrency, len(questions))) as pool,
+        ):
+            return list(pool.map(lambda question: self._ask(client, question), questions))
+
+    def _ask(self, client: Any, question: str) -> str:
+        import httpx
+
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0.0,
+            "max_tokens": self.max_tokens,
+        }
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            # Caught here, since whoever refuses it later would show it.
+            raise ValueError(f"the environment variable {self.api_key_env} holds no key: it has unprintable characters")
+        last = ""
+        for attempt in range(self.max_retries + 1):
+            if attempt:
+                time.sleep(min(0.5 * 2 ** (attempt - 1), 30.0))
+            try:
+                response = client.post(self.url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
+            except httpx.RequestError as error:
+                last = _shown(f"{type(error).__name__}: {error}", key)
+                continue
+            if response.is_success:
+                return self._text(response, key)
+            last = f"status {response.status_code}: {_shown(response.text, key)}"
+            if response.status_code not in _RETRIED and response.status_code < 500:
+                break
+        raise JudgeError(
+            f"{self.url} gave no answer of {self.model!r} in {attempt + 1} attempts; the last error: {last}. Is the server up, "
+            f"the address right (it usually ends with /v1), and the key, if it wants one, in {self.api_key_env}?"
+        )
+
+    def _text(self, response: Any, key: str) -> str:
+        try:
+            content = response.json()["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise JudgeError(
+                f"{self.url} answered with something else than a chat completion ({type(error).__name__}): "
+                f"{_shown(response.text, key)!r}"
+            ) from None
+        # Nothing was said: that is an answer that cannot be read, and no broken server.
+        return content if isinstance(content, str) else ""
+
+
+def _shown(text: str, key: str) -> str:
+    """What a server said, for an error message: short, and without the key, which some repeat."""
+    text = " ".join((text.replace(key, "***") if key else text).split())
+    return text if len(text) <= 300 else text[:300] + " ..."
