@@ -233,16 +233,17 @@ def test_a_step_of_many_environments_is_one_pass(
     reward = kinds[kind]
     assert isinstance(reward, (PRMReward, ReferenceReward))
     sizes: list[int] = []
-    score = reward.model.score
+    decoder = reward.model.running.decoder
+    extend = decoder.extend
 
-    def counted(items: Any) -> Any:
-        sizes.append(len(items))
-        return score(items)
+    def counted(extensions: Any) -> Any:
+        sizes.append(len(extensions))
+        return extend(extensions)
 
-    monkeypatch.setattr(reward.model, "score", counted)
+    monkeypatch.setattr(decoder, "extend", counted)
     inner: Any = gym.make_vec("ALFWorld-v0", num_envs=3, games="generated")
     envs = VectorProcessReward(inner, reward)
-    envs.reset(seed=0)
+    envs.reset(seed=100 + len(kind))  # games that nobody has read yet
     many = [envs.step(["look", "inventory", "dance"])[1][1] for _ in range(2)]
     assert sizes == [3, 3]
     venv = VecProcessReward(make_alfworld(1), reward)

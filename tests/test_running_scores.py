@@ -30,7 +30,7 @@ def prm() -> ProcessRewardModel:
     randomise(model.lm, "prm", scale=0.1)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
-        model.head.weight.copy_(torch.randn(model.head.weight.shape, generator=generator))
+        model.head.weight.copy_(torch.randn(model.head.weight.shape, generator=generator) * 0.05)
     return model
 
 
