@@ -243,7 +243,7 @@ def test_a_step_of_many_environments_is_one_pass(
     monkeypatch.setattr(decoder, "extend", counted)
     inner: Any = gym.make_vec("ALFWorld-v0", num_envs=3, games="generated")
     envs = VectorProcessReward(inner, reward)
-    envs.reset(seed=100 + [*FORMS, "reference"].index(kind))  # games that nobody has read yet
+    envs.reset(seed=100 + 10 * [*FORMS, "reference"].index(kind))  # games that nobody has read yet
     many = [envs.step(["look", "inventory", "dance"])[1][1] for _ in range(2)]
     assert sizes == [3, 3]
     venv = VecProcessReward(make_alfworld(1), reward)
