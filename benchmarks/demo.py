@@ -10,14 +10,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from algorithms.cli.common import provenance, write_json
 from algorithms.cli.main import main as agentprm
+from algorithms.common.comparison import mean_interval
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,6 +41,16 @@ def run_seed(seed: int, games: str, folder: Path, quick: bool) -> dict[str, Any]
     return result
 
 
+def _over_seeds(figures: dict[str, float], key: str, values: list[float], sign: str = "", scale: float = 100) -> str:
+    """Write a mean over seeds, and half its 95 % interval (Student's t) where there are several; returns both as a text."""
+    mean, half = mean_interval(np.array(values))
+    figures[key] = float(mean)
+    if len(values) == 1:
+        return f"{scale * mean:{sign}.1f}"
+    figures[f"{key}_half_interval"] = float(half)
+    return f"{scale * mean:{sign}.1f} ± {scale * half:.1f}"
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,21 +62,24 @@ def main() -> None:
     args = parser.parse_args()
     results = [run_seed(seed, args.games, args.runs, args.quick) for seed in args.seeds]
     figures: dict[str, float] = {}
-    table = Table(title=f"success on {args.games} {results[0]['games']['split']}, mean over seeds {args.seeds}")
-    for column in ("policy", "games", "success %", "against SFT, same mode"):
+    how = "mean ± half a 95 % interval over seeds" if len(results) > 1 else "95 % intervals over games"
+    table = Table(title=f"success on {args.games} {results[0]['games']['split']}, seeds {args.seeds}, {how}")
+    for column in ("policy", "games", "success %", "against SFT, same mode, paired", "mean steps"):
         table.add_column(column)
     for rows in zip(*(result["rows"] for result in results), strict=True):
-        name, n = rows[0]["name"], len(rows)
+        name = rows[0]["name"]
         key = name.lower().replace(" ", "_").replace(",", "")
-        figures[f"{key}_success"] = sum(row["success"] for row in rows) / n
+        success = _over_seeds(figures, f"{key}_success", [row["success"] for row in rows])
+        steps = _over_seeds(figures, f"{key}_mean_steps", [row["mean_steps"] for row in rows], scale=1)
         against = ""
         if "against_sft" in rows[0]:
-            for part in ("difference", "low", "high"):
-                figures[f"{key}_{part}"] = sum(row["against_sft"][part] for row in rows) / n
-            low, high = 100 * figures[f"{key}_low"], 100 * figures[f"{key}_high"]
-            against = f"{100 * figures[f'{key}_difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
-        table.add_row(name, str(rows[0]["n"]), f"{100 * figures[f'{key}_success']:.1f}", against)
-    Console().print(table)
+            against = _over_seeds(figures, f"{key}_difference", [row["against_sft"]["difference"] for row in rows], "+")
+            if len(rows) == 1:
+                low, high = (rows[0]["against_sft"][part] for part in ("low", "high"))
+                figures |= {f"{key}_low": low, f"{key}_high": high}
+                against += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+        table.add_row(name, str(rows[0]["n"]), success, against, steps)
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
     made_with = {key: results[-1][key] for key in ("commit", "machine", "versions")}
     path = args.out or RESULTS / f"demo_{args.games}.json"
     write_json(

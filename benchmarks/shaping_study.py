@@ -133,7 +133,7 @@ def seed_row(study: Study, curve: Curve, reward: str, seeds: Sequence[int]) -> d
 
 def print_table(rows: Sequence[dict[str, Any]], start: Any, n_seeds: int) -> None:
     """Show the rows."""
-    title = f"PPO from SFT ({100 * start:.1f} %), {n_seeds} seeds, valid_seen, mean ± half a 95 % interval; (p): potential-based"
+    title = f"PPO from SFT ({100 * start:.1f} %), {n_seeds} seeds, valid_seen, 95 % intervals; (p): potential-based"
     table = Table(title=title)
     for name in ("reward", "success %", "against outcome", "mean height %", "steps to 50 %", "seconds"):
         table.add_column(name, justify="left" if name == "reward" else "right")

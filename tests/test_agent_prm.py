@@ -19,11 +19,12 @@ from agentprm_gym.llm.models import AdapterMismatchError, LanguageModel
 from agentprm_gym.rewards.prm import load_prm
 from algorithms import SFT, AgentPRM
 from algorithms.agent_prm.fit import evaluate_prm, fit_prm, prm_loss
-from algorithms.agent_prm.online_dpo import dpo_loss
-from algorithms.agent_prm.targets import QTable, label_episodes, monte_carlo_targets, state_keys
+from algorithms.agent_prm.targets import label_episodes, monte_carlo_targets
 from algorithms.common.advantages import discounted_returns
 from algorithms.common.evaluation import evaluate
 from algorithms.common.loading import load_actor
+from algorithms.common.prm_improvement import dpo_loss
+from algorithms.common.visits import QTable, state_keys
 from tests.algorithm_helpers import make_alfworld, make_model, make_toy
 from tests.llm_helpers import randomise
 

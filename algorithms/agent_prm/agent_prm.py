@@ -32,12 +32,12 @@ from stable_baselines3.common.type_aliases import GymEnv
 from agentprm_gym.episodes import Episode
 from algorithms.agent_prm.branching import branch_tasks
 from algorithms.agent_prm.fit import evaluate_prm, fit_prm
-from algorithms.agent_prm.online_dpo import DPOStats, Evidence, train_online_dpo
-from algorithms.agent_prm.targets import LabelledEpisode, QTable, label_episodes, state_keys
+from algorithms.agent_prm.targets import LabelledEpisode, label_episodes
 from algorithms.common.curves import ONLY_TENSORBOARD
-from algorithms.common.policy import POLICY
-from algorithms.common.prm_algorithm import REFERENCE, PRMAlgorithm
+from algorithms.common.prm_algorithm import PRMAlgorithm
+from algorithms.common.prm_improvement import Evidence
 from algorithms.common.rollouts import Rollout, RolloutTask
+from algorithms.common.visits import QTable, state_keys
 
 #: Stage names as ``on_stage`` reports them.
 STAGES = ("validate", "roll out", "roll out more", "branch", "fit PRM", "improve policy")
@@ -87,15 +87,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         discount: str = "to_go",
         reward_range: str = "unit",
         rank_coef: float = 1.0,
-        n_updates: int = 80,
-        batch_size: int = 16,
-        turns_per_episode: int = 4,
-        n_samples: int = 8,
-        beta: float = 0.2,
-        margin: float = 0.15,
         prior_visits: float | None = 1.0,
-        target_kl: float | None = None,
-        imitation_coef: float = 1.0,
         n_imitated_per_game: int = 2,
         **kwargs: Any,
     ) -> None:
@@ -113,32 +105,21 @@ class AgentPRM(PRMAlgorithm[Experience]):
             discount: of the targets; see :func:`algorithms.agent_prm.targets.monte_carlo_targets`.
             reward_range: likewise.
             rank_coef: weight of the within-state pairwise loss.
-            n_updates: policy updates an iteration.
-            batch_size: episodes whose states an update draws on.
-            turns_per_episode: states of each.
-            n_samples: commands sampled a state.
-            beta: DPO's pull to the previous policy.
-            margin: smallest gap of scores within a pair.
             prior_visits: how many Monte-Carlo visits the PRM's score counts for where both exist; pairs are then drawn among
                 commands that were tried. ``None`` leaves the ranking to the PRM alone, as in the paper.
-            target_kl: stop an iteration's policy updates above this KL to the previous policy, in nats a turn.
-            imitation_coef: weight of imitating the iteration's won episodes beside DPO (rejection sampling); 0: DPO alone.
-            n_imitated_per_game: at most so many of a game, the shortest.
-            kwargs: see :class:`PRMAlgorithm` (games, repeats, temperature, the PRM's fit) and :class:`LLMAlgorithm`.
+            n_imitated_per_game: of the iteration's won episodes, which are imitated beside (``imitation_coef``), at most so
+                many of a game, the shortest.
+            kwargs: see :class:`PRMAlgorithm` (games, repeats, temperature, the PRM's fit, the policy's improvement) and
+                :class:`LLMAlgorithm`.
 
         Raises:
             ValueError: for values out of range.
         """
-        if n_samples < 2:
-            raise ValueError(f"n_samples is too small: got {n_samples}, and a pair takes two")
         self.n_trunks = n_trunks
         self.n_branch_states, self.n_branch_candidates = n_branch_states, n_branch_candidates
         self.n_branch_repeats, self.branch_horizon = n_branch_repeats, branch_horizon
         self.discount, self.reward_range, self.rank_coef = discount, reward_range, rank_coef
-        self.n_updates, self.batch_size = n_updates, batch_size
-        self.turns_per_episode, self.n_samples = turns_per_episode, n_samples
-        self.beta, self.margin = beta, margin
-        self.prior_visits, self.target_kl, self.imitation_coef = prior_visits, target_kl, imitation_coef
+        self.prior_visits = prior_visits
         self.n_imitated_per_game = n_imitated_per_game
         QTable(1.0, discount, reward_range)  # complains
         super().__init__(policy, env, learning_rate, **kwargs)
@@ -231,7 +212,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
 
     # ------------------------------------------------------------------ stage 3: improve the policy
     def _improve(self, gathered: Experience) -> None:
-        """Online DPO with the previous policy as reference, and imitation of what was won."""
+        """Move the policy at states where commands can be told apart, and imitate what was won."""
         table, episodes = gathered.table, gathered.episodes
         successes = self._to_imitate([*gathered.trunks, *gathered.others, *gathered.branches])
         evidence = None
@@ -245,46 +226,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
                 if tried:
                     states.append((e, tried))
 
-        def on_step(share: float, _: DPOStats) -> bool:
-            self._stage("improve policy", share)
-            return True
-
-        stats = train_online_dpo(
-            self.lm,
-            POLICY,
-            REFERENCE,
-            self.prm,
-            self.policy.responder,
-            states,
-            evidence=evidence,
-            successes=successes,
-            imitation_coef=self.imitation_coef,
-            learning_rate=float(self.learning_rate),
-            n_updates=self.n_updates,
-            batch_size=self.batch_size,
-            turns_per_episode=self.turns_per_episode,
-            n_samples=self.n_samples,
-            beta=self.beta,
-            margin=self.margin,
-            temperature=1.0,
-            target_kl=self.target_kl,
-            max_grad_norm=self.max_grad_norm,
-            rng=self._rng(7),
-            on_step=on_step,
-        )
-        self._record_improvement(stats)
-
-    def _record_improvement(self, stats: DPOStats) -> None:
-        self._n_updates += len(stats.losses)
-        last = slice(-20, None)
-        series = {"loss": stats.losses, "accuracy": stats.accuracies, "kl": stats.kl, "gap": stats.gaps}
-        for key, values in series.items():
-            self.logger.record(f"train/{key}", float(np.mean(values[last])) if values else float("nan"))
-        self.logger.record("train/prm_score", float(np.mean(stats.scores[last])) if stats.scores else float("nan"))
-        self.logger.record("train/n_pairs", stats.n_pairs)
-        self.logger.record("train/share_same_command", stats.n_same / max(1, stats.n_states))
-        self.logger.record("train/share_untried", stats.n_untried / max(1, stats.n_states))
-        self.logger.record("train/share_under_margin", stats.n_close / max(1, stats.n_states))
+        self._improve_against_prm(states, evidence=evidence, successes=successes)
 
     def _to_imitate(self, rollouts: Sequence[Rollout]) -> list[tuple[Episode, int]]:
         """Won episodes with their first own turn: the shortest few of each game, or the easy games would be all there is."""

@@ -20,6 +20,7 @@ from agentprm_gym.rewards.prm import PRM, ProcessRewardModel
 from agentprm_gym.saving import SavedModel
 from algorithms.common.base import LLMAlgorithm
 from algorithms.common.policy import POLICY
+from algorithms.common.prm_improvement import DPOStats, Evidence, ImprovementSettings, improve_policy
 from algorithms.common.rollouts import Rollout, RolloutTask, collect
 from algorithms.common.search import BestOfNActor
 
@@ -58,6 +59,16 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         prm_batch_size: int = 8,
         prm_init: str = "policy",
         prm_kwargs: dict[str, Any] | None = None,
+        optimizer: str = "online_dpo",
+        loss: str = "dpo",
+        n_updates: int = 80,
+        batch_size: int = 16,
+        turns_per_episode: int = 4,
+        n_samples: int = 8,
+        beta: float = 0.2,
+        margin: float = 0.15,
+        target_kl: float | None = None,
+        imitation_coef: float = 1.0,
         n_validation_games: int = 100,
         max_grad_norm: float = 1.0,
         micro_batch_size: int = 16,
@@ -79,6 +90,17 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             prm_batch_size: episodes an update of the PRM.
             prm_init: where each iteration's PRM adapter starts: ``"policy"`` or ``"base"`` (fresh, as in the paper).
             prm_kwargs: LoRA settings of the PRM's adapter where ``prm_init="base"``.
+            optimizer: how the policy is improved: ``"online_dpo"``, ``"rejection"`` or ``"grpo"``; see
+                :mod:`algorithms.common.prm_improvement`.
+            loss: of ``"online_dpo"``: ``"dpo"`` or ``"ipo"``.
+            n_updates: policy updates an iteration.
+            batch_size: episodes whose states an update draws on.
+            turns_per_episode: states of each.
+            n_samples: commands sampled a state.
+            beta: pull to the previous policy.
+            margin: smallest gap of scores between the best and the worst sample of a state that is learnt from.
+            target_kl: stop an iteration's policy updates above this KL to the previous policy, in nats a turn.
+            imitation_coef: weight of imitating good episodes beside it; 0: none.
             n_validation_games: train games held out to choose the best iteration by.
             max_grad_norm: gradient clipping.
             micro_batch_size: episodes a forward pass.
@@ -106,6 +128,11 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         self.prm_init, self.prm_kwargs = prm_init, prm_kwargs
         self.n_validation_games, self.max_grad_norm = n_validation_games, max_grad_norm
         self.micro_batch_size = micro_batch_size
+        self.optimizer, self.loss = optimizer, loss
+        self.n_updates, self.batch_size = n_updates, batch_size
+        self.turns_per_episode, self.n_samples = turns_per_episode, n_samples
+        self.beta, self.margin, self.target_kl, self.imitation_coef = beta, margin, target_kl, imitation_coef
+        self._improvement_settings(learning_rate)  # complains
         self.on_stage: Callable[[str, float], None] | None = None
         self.prm: ProcessRewardModel
         self.best_success = -1.0
@@ -237,6 +264,47 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         if record:
             self._record_episodes([rollout.episode for rollout in rollouts or []])
         return rollouts
+
+    def _improvement_settings(self, learning_rate: float) -> ImprovementSettings:
+        own = {"optimizer", "loss", "n_updates", "batch_size", "turns_per_episode", "n_samples", "beta", "margin"}
+        own |= {"target_kl", "imitation_coef", "max_grad_norm"}
+        return ImprovementSettings(learning_rate=learning_rate, **{name: getattr(self, name) for name in own})
+
+    def _improve_against_prm(
+        self,
+        states: Sequence[tuple[Episode, Sequence[int]]],
+        *,
+        evidence: Evidence | None = None,
+        successes: Sequence[tuple[Episode, int]] = (),
+    ) -> None:
+        """Improve the policy at logged states; the adapter ``reference`` is the policy as it was."""
+
+        def on_step(share: float, _: DPOStats) -> bool:
+            self._stage("improve policy", share)
+            return True
+
+        stats = improve_policy(
+            self.lm,
+            POLICY,
+            REFERENCE,
+            self.prm,
+            self.policy.responder,
+            states,
+            self._improvement_settings(float(self.learning_rate)),
+            rng=self._rng(7),
+            evidence=evidence,
+            successes=successes,
+            on_step=on_step,
+        )
+        self._n_updates += len(stats.losses)
+        last = slice(-20, None)
+        series = {"loss": stats.losses, "accuracy": stats.accuracies, "kl": stats.kl, "gap": stats.gaps}
+        for key, values in (series | {"prm_score": stats.scores}).items():
+            self.logger.record(f"train/{key}", float(np.mean(values[last])) if values else float("nan"))
+        self.logger.record("train/n_pairs", stats.n_pairs)
+        self.logger.record("train/share_same_command", stats.n_same / max(1, stats.n_states))
+        self.logger.record("train/share_untried", stats.n_untried / max(1, stats.n_states))
+        self.logger.record("train/share_under_margin", stats.n_close / max(1, stats.n_states))
 
     def _begin_prm(self) -> None:
         """Put the PRM's adapter and head where an iteration's fit begins."""

@@ -17,11 +17,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.llm.scoring import episode_log_probs
-from algorithms.agent_prm.online_dpo import dpo_loss
-from algorithms.agent_prm.targets import QTable, state_keys
 from algorithms.common.clipped_updates import REFERENCE, Sample
 from algorithms.common.on_policy import OnPolicyLLMAlgorithm
 from algorithms.common.policy import POLICY
+from algorithms.common.prm_improvement import dpo_loss
+from algorithms.common.visits import QTable, state_keys
 
 
 @dataclass(slots=True)

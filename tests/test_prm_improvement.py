@@ -13,8 +13,15 @@ from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.rewards.prm import ProcessRewardModel
-from algorithms.agent_prm.online_dpo import DPOStats, Evidence, train_online_dpo
-from algorithms.agent_prm.targets import QTable
+from algorithms.common.prm_improvement import (
+    DPOStats,
+    Evidence,
+    ImprovementSettings,
+    dpo_loss,
+    improve_policy,
+    ipo_loss,
+)
+from algorithms.common.visits import QTable
 from tests.llm_helpers import make_episodes, randomise, save_random_model
 
 
@@ -45,9 +52,6 @@ def improve(lm: LanguageModel, **kwargs: Any) -> tuple[torch.Tensor, torch.Tenso
 
     before = log_probs()
     settings: dict[str, Any] = {
-        "evidence": None,
-        "successes": [],
-        "imitation_coef": 0.0,
         "learning_rate": 5e-3,
         "n_updates": 15,
         "batch_size": 4,
@@ -55,21 +59,35 @@ def improve(lm: LanguageModel, **kwargs: Any) -> tuple[torch.Tensor, torch.Tenso
         "n_samples": 12,
         "beta": 0.5,
         "margin": 0.05,
-        "temperature": 1.0,
-        "target_kl": None,
-        "max_grad_norm": 1.0,
-        "rng": np.random.default_rng(0),
     }
-    stats = train_online_dpo(
-        lm, "policy", "reference", ProcessRewardModel(lm), responder, [(episode, [0])] * 4, **(settings | kwargs)
+    settings |= {name: kwargs.pop(name) for name in list(kwargs) if name in ImprovementSettings.__dataclass_fields__}
+    stats = improve_policy(
+        lm,
+        "policy",
+        "reference",
+        ProcessRewardModel(lm),
+        responder,
+        [(episode, [0])] * 4,
+        ImprovementSettings(**settings),
+        rng=np.random.default_rng(0),
+        **kwargs,
     )
     return before, log_probs(), stats
 
 
-def test_what_was_measured_outweighs_an_indifferent_prm(lm: LanguageModel) -> None:
+OPTIMIZERS = [
+    {"optimizer": "online_dpo"},
+    {"optimizer": "online_dpo", "loss": "ipo"},
+    {"optimizer": "rejection"},
+    {"optimizer": "grpo"},
+]
+
+
+@pytest.mark.parametrize("how", OPTIMIZERS, ids=lambda how: "-".join(how.values()))
+def test_what_was_measured_outweighs_an_indifferent_prm(lm: LanguageModel, how: dict[str, str]) -> None:
     table = QTable(0.95)
     table.add([bandit("help", True)] * 4 + [bandit("look", False)] * 4)
-    before, after, stats = improve(lm, evidence=Evidence(table, prior_visits=1.0))
+    before, after, stats = improve(lm, evidence=Evidence(table, prior_visits=1.0), **how)
     gain = after - before
     assert stats.n_pairs > 0 and gain[1] > 0 > gain[0]
     assert stats.gaps[0] == pytest.approx((4 + 0.5) / 5 - 0.5 / 5)  # an untrained PRM says 0.5
@@ -83,10 +101,36 @@ def test_commands_that_were_not_tried_are_not_paired_on_evidence(lm: LanguageMod
     assert torch.equal(before, after)
 
 
-def test_an_indifferent_prm_alone_changes_nothing(lm: LanguageModel) -> None:
-    before, after, stats = improve(lm)
+@pytest.mark.parametrize("how", OPTIMIZERS, ids=lambda how: "-".join(how.values()))
+def test_an_indifferent_prm_alone_changes_nothing(lm: LanguageModel, how: dict[str, str]) -> None:
+    before, after, stats = improve(lm, **how)
     assert stats.n_pairs == 0 and stats.n_close > 0
     assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("how", OPTIMIZERS[2:], ids=lambda how: "-".join(how.values()))  # DPO's works over longer runs
+def test_a_stronger_pull_stays_nearer_the_reference(lm: LanguageModel, how: dict[str, str]) -> None:
+    table = QTable(0.95)
+    table.add([bandit("help", True)] * 4 + [bandit("look", False)] * 4)
+    moved = []
+    for beta in (0.05, 20.0):
+        lm.copy_adapter("reference", "policy")
+        before, after, _ = improve(lm, evidence=Evidence(table, prior_visits=1.0), beta=beta, **how)
+        moved.append(float((after - before).abs().max()))
+    assert moved[0] > 1.5 * moved[1]
+
+
+def test_ipo_is_least_at_its_margin() -> None:
+    ref = torch.zeros(1)
+    assert float(ipo_loss(torch.tensor([2.5]), ref, ref, ref, beta=0.2)) == 0.0
+    assert float(ipo_loss(ref, ref, ref, ref, beta=0.2)) == pytest.approx(2.5**2)
+    assert float(dpo_loss(ref, ref, ref, ref, beta=0.2)) == pytest.approx(np.log(2))
+
+
+@pytest.mark.parametrize("how", [{"optimizer": "adam"}, {"loss": "kto"}, {"n_samples": 1}])
+def test_unknown_ways_to_improve_are_refused(how: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(how))):
+        ImprovementSettings(**how)
 
 
 def test_imitation_raises_what_won(lm: LanguageModel) -> None:
