@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from algorithms.agent_prm import AgentPRM as AgentPRM
     from algorithms.gigpo import GiGPO as GiGPO
     from algorithms.grpo import GRPO as GRPO
+    from algorithms.inverse_prm import InversePRM as InversePRM
     from algorithms.online_dpo import OnlineDPO as OnlineDPO
     from algorithms.ppo import PPO as PPO
     from algorithms.reinforce import REINFORCE as REINFORCE
@@ -18,6 +19,7 @@ _MODULES = {
     "AgentPRM": "algorithms.agent_prm",
     "GRPO": "algorithms.grpo",
     "GiGPO": "algorithms.gigpo",
+    "InversePRM": "algorithms.inverse_prm",
     "OnlineDPO": "algorithms.online_dpo",
     "PPO": "algorithms.ppo",
     "REINFORCE": "algorithms.reinforce",
@@ -26,7 +28,7 @@ _MODULES = {
     "SFT": "algorithms.sft",
 }
 
-__all__ = ["GRPO", "PPO", "REINFORCE", "RFT", "RLOO", "SFT", "AgentPRM", "GiGPO", "OnlineDPO"]
+__all__ = ["GRPO", "PPO", "REINFORCE", "RFT", "RLOO", "SFT", "AgentPRM", "GiGPO", "InversePRM", "OnlineDPO"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.games import demonstrations, find_games
-from algorithms import GRPO, PPO, REINFORCE, RFT, RLOO, SFT, AgentPRM, GiGPO, OnlineDPO
+from algorithms import GRPO, PPO, REINFORCE, RFT, RLOO, SFT, AgentPRM, GiGPO, InversePRM, OnlineDPO
 
 SMALL_SFT: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 8, "seed": 0}
 #: AgentPRM in a second or two; not enough to learn anything.
@@ -26,12 +26,21 @@ SMALL_AGENT_PRM: dict[str, Any] = {
     "prm_n_epochs": 1,
     "seed": 0,
 }
+SMALL_INVERSE_PRM: dict[str, Any] = {
+    "n_games": 4,
+    "n_repeats": 2,
+    "n_updates": 2,
+    "batch_size": 4,
+    "prm_n_epochs": 1,
+    "seed": 0,
+}
 #: Two groups of four, in less than a second.
 SMALL_ON_POLICY: dict[str, Any] = {"n_games": 2, "group_size": 4, "batch_size": 4, "learning_rate": 3e-3, "seed": 0}
 #: Every algorithm, with settings in which an iteration on the toy takes a second at most.
 ALGORITHMS: dict[str, tuple[type, dict[str, Any]]] = {
     "SFT": (SFT, SMALL_SFT),
     "AgentPRM": (AgentPRM, {**SMALL_AGENT_PRM, "n_iterations": None}),
+    "InversePRM": (InversePRM, SMALL_INVERSE_PRM),
     "PPO": (PPO, {**SMALL_ON_POLICY, "n_games": 8, "group_size": 1, "n_epochs": 1}),
     "GRPO": (GRPO, SMALL_ON_POLICY),
     "RLOO": (RLOO, SMALL_ON_POLICY),
@@ -78,4 +87,4 @@ def make_model(algorithm: type, base: str, env: Any, **kwargs: Any) -> Any:
 
 def not_saved(algorithm: type) -> dict[str, Any]:
     """What an algorithm needs to learn the toy and does not save."""
-    return {"demonstrations": echo_demonstrations()} if algorithm is SFT else {}
+    return {"demonstrations": echo_demonstrations()} if algorithm in (SFT, InversePRM) else {}

@@ -121,7 +121,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.discount, self.reward_range, self.rank_coef = discount, reward_range, rank_coef
         self.prior_visits = prior_visits
         self.n_imitated_per_game = n_imitated_per_game
-        QTable(1.0, discount, reward_range)  # complains
+        QTable(kwargs.get("gamma", 0.95), discount, reward_range)  # complains
         super().__init__(policy, env, learning_rate, **kwargs)
 
     # ------------------------------------------------------------------ stage 1: roll out

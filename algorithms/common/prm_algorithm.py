@@ -83,7 +83,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             n_iterations: stop after this many; ``None`` leaves it to ``total_timesteps``.
             n_games: training games rolled out an iteration.
             n_repeats: episodes a game, so that states recur.
-            gamma: discount a turn, in (0, 1].
+            gamma: discount a turn.
             temperature: at which the policy is rolled out and sampled.
             prm_learning_rate: of the PRM's adapter and head.
             prm_n_epochs: passes over the episodes that the PRM is fitted to.
@@ -111,8 +111,8 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         """
         if prm_init not in ("policy", "base"):
             raise ValueError(f"prm_init must be 'policy' or 'base', got {prm_init!r}")
-        if not 0 < gamma <= 1:
-            raise ValueError(f"gamma must be in (0, 1], got {gamma}")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {gamma}")
         sizes = {
             "n_games": n_games,
             "n_repeats": n_repeats,
@@ -276,8 +276,9 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         *,
         evidence: Evidence | None = None,
         successes: Sequence[tuple[Episode, int]] = (),
+        read: Callable[[Episode], Episode] | None = None,
     ) -> None:
-        """Improve the policy at logged states; the adapter ``reference`` is the policy as it was."""
+        """Improve the policy at logged states; arguments as for :func:`improve_policy`."""
 
         def on_step(share: float, _: DPOStats) -> bool:
             self._stage("improve policy", share)
@@ -294,6 +295,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             rng=self._rng(7),
             evidence=evidence,
             successes=successes,
+            read=read,
             on_step=on_step,
         )
         self._n_updates += len(stats.losses)

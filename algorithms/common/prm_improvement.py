@@ -183,6 +183,7 @@ def improve_policy(
     rng: np.random.Generator,
     evidence: Evidence | None = None,
     successes: Sequence[tuple[Episode, int]] = (),
+    read: Callable[[Episode], Episode] | None = None,
     on_step: Callable[[float, DPOStats], bool] | None = None,
 ) -> DPOStats:
     """Improve a policy adapter.
@@ -198,6 +199,7 @@ def improve_policy(
         rng: random stream.
         evidence: Monte-Carlo visits to weigh in; only commands that were tried are then compared. ``None`` is the paper's way.
         successes: episodes to imitate, each with the first turn to imitate; ``settings.imitation_coef`` is the weight.
+        read: what the PRM is shown of an episode; by default what the policy sees.
         on_step: called after each update with the share done; returning False ends training.
 
     Returns:
@@ -227,7 +229,9 @@ def improve_policy(
                 continue
             with torch.no_grad(), lm.active(reference):
                 ref = episode_log_probs(responder, batch, turns)
-            useful = _score(prm, batch, sampled, evidence, settings, stats)
+            useful = _score(
+                prm, batch if read is None else [read(e) for e in batch], sampled, evidence, settings, stats
+            )
             _record_kl(log_probs, ref, stats)
             if settings.imitation_coef > 0 and successes:
                 imitation = _imitation_loss(responder, successes, settings.batch_size, rng)

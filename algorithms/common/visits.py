@@ -52,8 +52,8 @@ def turn_returns(episode: Episode, gamma: float, discount: str = "to_go", reward
 
     Example:
         >>> from agentprm_gym.episodes import Episode, Turn
-        >>> turns = [Turn("", [], "", "look", "look", True, r) for r in (0.0, 0.0, 1.0)]
-        >>> won = Episode("g", "train", "t", "task", True, False, "p", 0, turns)
+        >>> turns = [Turn(feedback="", admissible_commands=[], command="look", reward=r) for r in (0.0, 0.0, 1.0)]
+        >>> won = Episode(game_id="g", split="train", task_type="t", task="put it", success=True, turns=turns)
         >>> turn_returns(won, 0.5).tolist(), turn_returns(won, 0.5, "from_start", "signed").tolist()
         ([0.25, 0.5, 1.0], [1.0, 0.75, 0.625])
 

@@ -1,0 +1,240 @@
+"""Stage 2 of InversePRM: a process reward model that tells the expert's transitions from the learners'.
+
+The model is Q. What is classified is the reward that it implies, ``Q(s, a) - gamma * Q(s', a')`` with ``a'`` drawn from the
+current policy at ``s'`` (paper section 3.1: the telescoping identity), so that one network is discriminator and critic.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from agentprm_gym.episodes import Episode
+from agentprm_gym.llm.scoring import Responder, episode_log_probs, sample_commands
+from agentprm_gym.rewards.prm import ProcessRewardModel
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """An episode with what the current policy would do at each of its turns.
+
+    Attributes:
+        episode: the expert's, or a learner's.
+        is_expert: whose.
+        ended: whether the game ended with its last turn; where it was cut off, nobody knows what comes next and the last
+            turn is left out.
+        answers: (T,) the current policy's command at each turn.
+        weight: of each of its transitions.
+    """
+
+    episode: Episode
+    is_expert: bool
+    ended: bool
+    answers: list[str]
+    weight: float = 1.0
+
+    @property
+    def n_transitions(self) -> int:
+        """How many transitions are told apart."""
+        return len(self.episode.turns) - (not self.ended)
+
+
+@dataclass(slots=True)
+class InverseReport:
+    """How a fit went.
+
+    Attributes:
+        loss: mean of the last epoch.
+        accuracy: share of transitions on the right side, experts and learners alike, of the last epoch; 0.5 is chance.
+        expert_reward: mean implied reward of the expert's transitions.
+        learner_reward: of the learners'.
+    """
+
+    loss: float
+    accuracy: float
+    expert_reward: float
+    learner_reward: float
+
+
+def without_reasons(episode: Episode) -> Episode:
+    """The episode as bare commands: an expert's and a learner's reasons differ in style, which would tell them apart."""
+    turns = [replace(turn, reason="", response=turn.command) for turn in episode.turns]
+    return replace(episode, turns=turns)
+
+
+@torch.no_grad()
+def answers_of(
+    responder: Responder,
+    episodes: Sequence[Episode],
+    *,
+    temperature: float,
+    rng: np.random.Generator,
+    micro_batch_size: int,
+) -> list[list[str]]:
+    """What the policy whose adapter is active would do at every turn, one draw each; aligned by construction."""
+    out = []
+    for start in range(0, len(episodes), micro_batch_size):
+        part = episodes[start : start + micro_batch_size]
+        for episode, rows in zip(part, episode_log_probs(responder, part), strict=True):
+            drawn = [sample_commands(row, rng, temperature=temperature)[0] for row in rows]
+            out.append([turn.admissible_commands[i] for turn, i in zip(episode.turns, drawn, strict=True)])
+    return out
+
+
+def balance(trajectories: Sequence[Trajectory]) -> None:
+    """Give both sides half of the weight, each game of a side as much as another, and each transition of a game."""
+    for side in (True, False):
+        by_game: dict[str, list[Trajectory]] = defaultdict(list)
+        for trajectory in trajectories:
+            if trajectory.is_expert == side and trajectory.n_transitions:
+                by_game[trajectory.episode.game_id].append(trajectory)
+        for members in by_game.values():
+            n = sum(trajectory.n_transitions for trajectory in members)
+            for trajectory in members:
+                trajectory.weight = 0.5 / (len(by_game) * n)
+
+
+def implied_rewards(
+    prm: ProcessRewardModel,
+    batch: Sequence[Trajectory],
+    *,
+    gamma: float,
+    stop_gradient: bool = False,
+    clip: float | None = None,
+) -> list[torch.Tensor]:
+    """``Q(s, a) - gamma * Q(s', a')`` of every transition, ``Q(s, a)`` where the game ended; the PRM's adapter is active.
+
+    Args:
+        prm: gives Q, as logits.
+        batch: trajectories.
+        gamma: discount; 0 is a one-step discriminator (GAIL's).
+        stop_gradient: treat ``Q(s', a')`` as a constant.
+        clip: hold Q within ``[-clip, clip]``.
+
+    Returns:
+        For each trajectory (n_transitions,).
+    """
+    items = []
+    for trajectory in batch:
+        candidates = []
+        for t, turn in enumerate(trajectory.episode.turns):
+            wanted = [turn.command] if t < trajectory.n_transitions else []
+            if gamma > 0 and t > 0:
+                wanted.append(trajectory.answers[t])
+            if wanted:
+                candidates.append((t, list(dict.fromkeys(wanted))))
+        items.append((trajectory.episode.task, trajectory.episode.turns, candidates))
+    out = []
+    for trajectory, (_, _, candidates), rows in zip(batch, items, prm.logits(items), strict=True):
+        q = {
+            (t, c): z
+            for (t, commands), row in zip(candidates, rows, strict=True)
+            for c, z in zip(commands, row, strict=True)
+        }
+        if clip is not None:
+            q = {key: z.clamp(-clip, clip) for key, z in q.items()}
+        turns = trajectory.episode.turns
+        rewards = []
+        for t in range(trajectory.n_transitions):
+            reward = q[t, turns[t].command]
+            if gamma > 0 and t + 1 < len(turns):
+                following = q[t + 1, trajectory.answers[t + 1]]
+                reward = reward - gamma * (following.detach() if stop_gradient else following)
+            rewards.append(reward)
+        out.append(torch.stack(rewards) if rewards else torch.zeros(0))
+    return out
+
+
+def fit_inverse_prm(
+    prm: ProcessRewardModel,
+    trajectories: Sequence[Trajectory],
+    *,
+    gamma: float,
+    stop_gradient: bool,
+    clip: float | None,
+    learning_rate: float,
+    n_epochs: int,
+    batch_size: int,
+    micro_batch_size: int,
+    max_grad_norm: float,
+    rng: np.random.Generator,
+    on_step: Callable[[float], None] | None = None,
+) -> InverseReport:
+    """Train the adapter and the head by the binary cross-entropy of the implied reward, 1 for the expert's transitions.
+
+    Args:
+        prm: the process reward model.
+        trajectories: of both sides, with their weights.
+        gamma: see :func:`implied_rewards`.
+        stop_gradient: likewise.
+        clip: likewise.
+        learning_rate: peak, with a linear decay to zero.
+        n_epochs: passes over the data.
+        batch_size: trajectories an update.
+        micro_batch_size: trajectories a forward pass.
+        max_grad_norm: gradient clipping.
+        rng: shuffling.
+        on_step: called with the share of the work that is done.
+
+    Raises:
+        ValueError: if a side has no transitions.
+    """
+    data = [t for t in trajectories if t.n_transitions]
+    for side, whose in ((True, "expert's"), (False, "learner's")):
+        if not any(t.is_expert == side for t in data):
+            raise ValueError(f"no transition of the {whose} to fit the process reward model on")
+    optimizer = torch.optim.AdamW(prm.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    batches = [batch for _ in range(n_epochs) for batch in two_sided_batches(data, batch_size, rng)]
+    seen: list[dict[str, float]] = []
+    with prm.lm.active(prm.adapter, train=True):
+        for done, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = learning_rate * min(1.0, (done + 1) / 10) * (1 - done / len(batches))
+            # Half of an update is the expert's, whatever was drawn.
+            sides = {
+                side: sum(t.weight * t.n_transitions for t in batch if t.is_expert == side) for side in (True, False)
+            }
+            sums = {"loss": 0.0, "right": 0.0, "expert": 0.0, "learner": 0.0}
+            for at in range(0, len(batch), micro_batch_size):
+                part = batch[at : at + micro_batch_size]
+                rewards = implied_rewards(prm, part, gamma=gamma, stop_gradient=stop_gradient, clip=clip)
+                losses = []
+                for trajectory, row in zip(part, rewards, strict=True):
+                    weight = 0.5 * trajectory.weight / sides[trajectory.is_expert]
+                    target = torch.full_like(row, float(trajectory.is_expert))
+                    losses.append(weight * functional.binary_cross_entropy_with_logits(row, target, reduction="sum"))
+                    sums["right"] += weight * int(((row > 0) == trajectory.is_expert).sum())
+                    sums["expert" if trajectory.is_expert else "learner"] += 2 * weight * float(row.detach().sum())
+                loss = torch.stack(losses).sum()
+                loss.backward()
+                sums["loss"] += loss.item()
+            torch.nn.utils.clip_grad_norm_(prm.parameters(), max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seen.append(sums)
+            if on_step is not None:
+                on_step((done + 1) / len(batches))
+    last = seen[-(len(batches) // n_epochs) :]
+    means = {name: float(np.mean([sums[name] for sums in last])) for name in last[0]}
+    return InverseReport(means["loss"], means["right"], means["expert"], means["learner"])
+
+
+def two_sided_batches(data: Sequence[Trajectory], size: int, rng: np.random.Generator) -> list[list[Trajectory]]:
+    """Shuffled minibatches of which one half is the expert's; the smaller side is gone through more than once.
+
+    With few demonstrations most minibatches would otherwise hold none, and push everything down.
+    """
+    sides = [[t for t in data if t.is_expert == side] for side in (True, False)]
+    half = max(1, size // 2)
+    n_batches = max(-(-len(side) // half) for side in sides)
+    orders = []
+    for side in sides:
+        n = min(half, len(side))
+        rounds = -(-n_batches * n // len(side))
+        order = [side[int(i)] for _ in range(rounds) for i in rng.permutation(len(side))]
+        orders.append([order[i * n : (i + 1) * n] for i in range(n_batches)])
+    return [[*expert, *learner] for expert, learner in zip(*orders, strict=True)]

@@ -1,0 +1,196 @@
+"""InversePRM (Choudhury, arXiv 2502.10325, section 3.1): process rewards from demonstrations alone.
+
+No outcome reward is read anywhere: neither to fit the model, nor to improve the policy, nor to choose what is kept.
+
+Differences from the paper and its released code:
+
+1. The next command ``a'`` is drawn from the *current* policy on both sides, at the very state that the transition leads to. The
+   released code does so for the expert alone, and pairs most answers with the wrong state.
+2. Learners of all past iterations are aggregated as in the paper, each with its own rollouts. Both sides weigh the same, and so
+   does each game of a side, however long its episodes are. The learner plays the games of the demonstrations, where the
+   environment has them, so that the game does not tell the sides apart.
+3. Reasons are left out of what the model reads (``read_reasons=False``): an expert's and a learner's differ in style.
+4. The last turn of an episode that the step limit cut off is left out: nobody knows what would have come.
+5. The next state's value is a constant in the fit (``stop_gradient=True``): with gradients through both, a chain of three rooms
+   took ten times as long to come out right.
+6. Each update of the model is half the expert's, however few demonstrations there are.
+7. Beside the process reward, the demonstrations go on being imitated (``imitation_coef``); 0 leaves the paper's method.
+8. What is kept is the last policy. Choosing by success would be reading outcomes.
+
+``gamma=0`` is a one-step discriminator as in GAIL (Ho & Ermon, arXiv 1606.03476), for comparison.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+
+from agentprm_gym.episodes import Episode, read_episodes
+from algorithms.common.policy import POLICY
+from algorithms.common.prm_algorithm import PRMAlgorithm
+from algorithms.common.rollouts import RolloutTask
+from algorithms.inverse_prm.fit import Trajectory, answers_of, balance, fit_inverse_prm, without_reasons
+
+
+class InversePRM(PRMAlgorithm[list[Episode]]):
+    """Process reward model from demonstrations and the learners' own rollouts, policy improved against it, repeated.
+
+    Example:
+        >>> from algorithms import InversePRM
+        >>> model = InversePRM("sft.zip", "ALFWorld-v0", demonstrations="demos.jsonl.gz", n_iterations=2)  # doctest: +SKIP
+        >>> model.learn(1_000_000).save("inverseprm")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy] = "tiny",
+        env: GymEnv | str | None = None,
+        learning_rate: float = 1e-3,
+        demonstrations: Sequence[Episode] | str | os.PathLike[str] | None = None,
+        n_games: int = 150,
+        n_repeats: int = 2,
+        gamma: float = 0.95,
+        stop_gradient: bool = True,
+        logit_clip: float | None = 10.0,
+        read_reasons: bool = False,
+        prm_n_epochs: int = 2,
+        optimizer: str = "grpo",
+        margin: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        """Set up.
+
+        Args:
+            policy: where to start; usually the zip of an :class:`SFT` model on the same demonstrations.
+            env: training environment; its rewards are not read.
+            learning_rate: of the policy's adapter.
+            demonstrations: episodes, or a file of them; needed to learn, not to predict.
+            n_games: games of the demonstrations that are rolled out an iteration, at most.
+            n_repeats: episodes of each.
+            gamma: discount a turn, in [0, 1]; 0 is a one-step discriminator.
+            stop_gradient: treat the next state's value as a constant in the fit. Else what the policy would do next is pushed
+                up where a learner came from and down where the expert did, against what is learnt of it there.
+            logit_clip: the fit holds values within plus and minus this; ``None``: no limit.
+            read_reasons: whether the model reads reasons.
+            prm_n_epochs: passes over the trajectories.
+            optimizer: see :class:`PRMAlgorithm`.
+            margin: likewise.
+            kwargs: see :class:`PRMAlgorithm` and :class:`LLMAlgorithm`. ``n_validation_games`` is 0 here.
+
+        Raises:
+            ValueError: for values out of range.
+        """
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        if logit_clip is not None and not logit_clip > 0:
+            raise ValueError(f"logit_clip must be above 0 or None, got {logit_clip}")
+        if kwargs.get("n_validation_games"):
+            raise ValueError(
+                "n_validation_games is 0 for InversePRM: to choose a policy by its success would be to read outcomes"
+            )
+        if isinstance(demonstrations, (str, os.PathLike)):
+            demonstrations = list(read_episodes(demonstrations))
+        self.demonstrations = demonstrations
+        self.stop_gradient, self.logit_clip, self.read_reasons = stop_gradient, logit_clip, read_reasons
+        # Rollouts of each learner so far, with whether the game ended by itself.
+        self._learners: list[tuple[Episode, bool]] = []
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_games=n_games,
+            n_repeats=n_repeats,
+            gamma=gamma,
+            prm_n_epochs=prm_n_epochs,
+            optimizer=optimizer,
+            margin=margin,
+            **{**kwargs, "n_validation_games": 0},
+        )
+
+    # ------------------------------------------------------------------ stage 1: roll out
+    def _gather(self, games: Sequence[int], callback: BaseCallback) -> list[Episode] | None:
+        """Let the current policy play the games of the demonstrations, or any where the environment has not got those."""
+        demos = self._demonstrations()
+        rng = self._rng(1)
+        known = self._games_of(demos)
+        pool = known or list(games)
+        chosen = rng.choice(pool, min(self.n_games, len(pool)), replace=False)
+        self.logger.record("rollout/games_of_demonstrations", len(known))
+        tasks = [
+            RolloutTask({"game": int(game)}, (self._seed_base(), self.iteration, 2, i))
+            for i, game in enumerate(np.repeat(chosen, self.n_repeats))
+        ]
+        rollouts = self._collect(tasks, "roll out", callback)
+        return None if rollouts is None else [rollout.episode for rollout in rollouts]
+
+    def _demonstrations(self) -> list[Episode]:
+        if not self.demonstrations:
+            raise ValueError(
+                "InversePRM learns from demonstrations: pass demonstrations=, episodes or a file of them ('agentprm demos' "
+                "writes one)"
+            )
+        return list(self.demonstrations)
+
+    def _games_of(self, demos: Sequence[Episode]) -> list[int]:
+        """Indices of the demonstrations' games; none where the environment does not have all of them."""
+        venv = self._venv()
+        try:
+            return sorted(
+                {int(venv.env_method("game_index", game, indices=[0])[0]) for game in {e.game_id for e in demos}}
+            )
+        except (ValueError, AttributeError):
+            return []
+
+    # ------------------------------------------------------------------ stage 2: fit the PRM
+    def _fit(self, gathered: list[Episode]) -> None:
+        """Fit a PRM that tells the demonstrations from what all learners so far did."""
+        horizon = self._horizon()
+        # An episode as long as the limit counts as cut off. Whether it was won just then is an outcome.
+        self._learners += [(e, horizon is None or len(e.turns) < horizon) for e in gathered]
+        both = [(e, True, True) for e in self._demonstrations()] + [(e, False, ended) for e, ended in self._learners]
+        if not self.read_reasons:
+            both = [(without_reasons(e), is_expert, ended) for e, is_expert, ended in both]
+        with self.lm.active(POLICY):
+            answers = answers_of(
+                self.policy.responder,
+                [e for e, _, _ in both],
+                temperature=self.temperature,
+                rng=self._rng(4),
+                micro_batch_size=self.micro_batch_size,
+            )
+        data = [Trajectory(*whose, drawn) for whose, drawn in zip(both, answers, strict=True)]
+        balance(data)
+        self._begin_prm()
+        report = fit_inverse_prm(
+            self.prm,
+            data,
+            gamma=self.gamma,
+            stop_gradient=self.stop_gradient,
+            clip=self.logit_clip,
+            learning_rate=self.prm_learning_rate,
+            n_epochs=self.prm_n_epochs,
+            batch_size=self.prm_batch_size,
+            micro_batch_size=self.micro_batch_size,
+            max_grad_norm=self.max_grad_norm,
+            rng=self._rng(6),
+            on_step=lambda share: self._stage("fit PRM", share),
+        )
+        self.logger.record("prm/loss", report.loss)
+        self.logger.record("prm/accuracy", report.accuracy)
+        self.logger.record("prm/expert_reward", report.expert_reward)
+        self.logger.record("prm/learner_reward", report.learner_reward)
+        self._compare_with_outcomes(gathered)
+
+    # ------------------------------------------------------------------ stage 3: improve the policy
+    def _improve(self, gathered: list[Episode]) -> None:
+        """Move the policy at its own states and at the expert's, and go on imitating the expert."""
+        demos = self._demonstrations()
+        states = [(e, range(len(e.turns))) for e in (*gathered, *demos)]
+        read = None if self.read_reasons else without_reasons
+        self._improve_against_prm(states, successes=[(e, 0) for e in demos], read=read)
