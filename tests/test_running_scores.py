@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.rewards.learned import PRMReward
-from agentprm_gym.rewards.prm import ProcessRewardModel
+from agentprm_gym.rewards.prm import FORMS, ProcessRewardModel
 from agentprm_gym.rewards.running import RunningScores
 from agentprm_gym.wrappers.vec_process_reward import VecProcessReward
 from algorithms import GRPO, AgentPRM
@@ -24,9 +24,9 @@ from tests.algorithm_helpers import make_alfworld, make_model
 from tests.llm_helpers import make_episodes, randomise
 
 
-@pytest.fixture(scope="module")
-def prm() -> ProcessRewardModel:
-    model = ProcessRewardModel(LanguageModel.load("tiny"))
+@pytest.fixture(scope="module", params=FORMS)
+def prm(request: pytest.FixtureRequest) -> ProcessRewardModel:
+    model = ProcessRewardModel(LanguageModel.load("tiny"), form=request.param)
     randomise(model.lm, "prm", scale=0.1)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)

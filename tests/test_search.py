@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import agentprm_gym  # noqa: F401  # registers the environments
 from agentprm_gym.episodes import Episode
-from agentprm_gym.rewards.prm import ProcessRewardModel
+from agentprm_gym.rewards.prm import FORMS, ProcessRewardModel
 from algorithms.common.actors import Actor
 from algorithms.common.evaluation import evaluate
 from algorithms.common.loading import load_actor
@@ -42,9 +42,9 @@ def policy(household: VecEnv, tmp_path_factory: pytest.TempPathFactory) -> LLMPo
     return policy
 
 
-@pytest.fixture(scope="module")
-def prm(policy: LLMPolicy) -> ProcessRewardModel:
-    prm = ProcessRewardModel(policy.lm)
+@pytest.fixture(scope="module", params=FORMS)
+def prm(policy: LLMPolicy, request: pytest.FixtureRequest) -> ProcessRewardModel:
+    prm = ProcessRewardModel(policy.lm, form=request.param)
     randomise(policy.lm, "prm", scale=0.1, seed=1)
     with torch.no_grad():
         prm.head.weight.normal_(generator=torch.Generator().manual_seed(0))
@@ -73,7 +73,7 @@ def check_scores(prm: ProcessRewardModel, episodes: Sequence[Episode]) -> None:
 def test_best_of_n_weighs_draws_and_executes_the_best(prm: ProcessRewardModel, household: VecEnv, reason: bool) -> None:
     kwargs: dict[str, Any] = {"template": "full", "reason": True, "max_new_tokens": 6} if reason else {}
     policy = LLMPolicy(household.observation_space, household.action_space, model=prm.lm.name, **kwargs)
-    judge = ProcessRewardModel(policy.lm)
+    judge = ProcessRewardModel(policy.lm, form=prm.form)
     randomise(policy.lm, "prm", scale=0.1)
     with torch.no_grad():
         judge.head.weight.normal_(generator=torch.Generator().manual_seed(0))

@@ -11,11 +11,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
-from agentprm_gym.rewards.prm import ProcessRewardModel
+from agentprm_gym.rewards.prm import Place, ProcessRewardModel
 
 #: Transcripts whose caches are kept, and the tokens that these may hold together.
 N_ROWS, MAX_TOKENS = 256, 400_000
@@ -39,11 +40,22 @@ class _Known:
 
 @dataclass(slots=True)
 class _Reading:
-    """One item: its tokens up to the last prompt, the key of the prompt before, and the answers that are to be judged."""
+    """One item: its tokens up to the last prompt, the key of the prompt before, and the answers that are to be judged.
+
+    ``starts`` says how many tokens of the present turn's own answer precede its command; ``None`` where nobody knows.
+    """
 
     ids: tuple[int, ...]
     before: tuple[int, ...]
     answers: dict[str, tuple[int, ...]]
+    done: str
+    start: int | None
+    admissible: Sequence[str]
+
+    def place(self, command: str, lead: int) -> Place:
+        """Where an answer stands, if it is fed right behind the prompt, whose last token is at 0."""
+        start = self.start if command == self.done else lead
+        return Place(0, 1, len(self.answers[command]), command, start, self.admissible)
 
 
 class RunningScores:
@@ -78,15 +90,18 @@ class RunningScores:
             For each item the Q in (0, 1) of its last turn's command, and of the other commands.
         """
         readings = [self._reading(*item) for item in items]
-        todo: dict[tuple[int, ...], tuple[_Reading, dict[tuple[int, ...], None]]] = {}
+        todo: dict[tuple[int, ...], tuple[_Reading, dict[tuple[int, ...], Place]]] = {}
+        lead = len(self.model.lm.prompt.lead)
         for reading in readings:
             known = self._known.get(reading.ids)
-            missing = [a for a in reading.answers.values() if known is None or a not in known.scores]
+            missing = {
+                a: reading.place(c, lead) for c, a in reading.answers.items() if known is None or a not in known.scores
+            }
             if missing:
                 # The same transcript from two environments is read once.
-                todo.setdefault(reading.ids, (reading, {}))[1].update(dict.fromkeys(missing))
+                todo.setdefault(reading.ids, (reading, {}))[1].update(missing)
         if todo:
-            self._read([(reading, list(answers)) for reading, answers in todo.values()])
+            self._read(list(todo.values()))
         out = []
         for reading in readings:
             scores = self._known[reading.ids].scores
@@ -100,7 +115,7 @@ class RunningScores:
 
     def _reading(self, task: str, turns: Sequence[Turn], commands: Sequence[str]) -> _Reading:
         prompt = self.model.lm.prompt
-        passage, judge = self.model.encode(task, turns)[-1], prompt.judge_ids(task)
+        passage, judge = self.model.encode(task, turns)[-1], self.model.judge_ids(task)
         end = passage.prompt_end[-1]
         done = turns[-1].command
         # As it was written, reason included; what is not a command's plain form has one all the same.
@@ -109,7 +124,10 @@ class RunningScores:
             if command not in answers:
                 answers[command] = (*prompt.response_ids(command), *judge)
         before = tuple(passage.ids[: passage.prompt_end[-2] + 1]) if len(passage.prompt_end) > 1 else ()
-        return _Reading(tuple(passage.ids[: end + 1]), before, answers)
+        start = passage.responses[-1].command_start
+        return _Reading(
+            tuple(passage.ids[: end + 1]), before, answers, done, start, tuple(turns[-1].admissible_commands)
+        )
 
     def _row(self, reading: _Reading) -> int:
         """The row that has read most of a transcript, or a new one."""
@@ -122,24 +140,29 @@ class RunningScores:
         return self._next_row
 
     @torch.no_grad()
-    def _read(self, todo: Sequence[tuple[_Reading, Sequence[tuple[int, ...]]]]) -> None:
-        extensions, ends, rows = [], [], []
+    def _read(self, todo: Sequence[tuple[_Reading, dict[tuple[int, ...], Place]]]) -> None:
+        extensions, rows = [], []
+        wanted: list[list[Place]] = []
         for reading, answers in todo:
             tokens: list[int] = []
             parents: list[int] = []
-            at = []  # node of each answer's last token; 0 is the last token of the prompt
-            for answer in answers:
+            here = []
+            for answer, place in answers.items():
                 first = len(tokens)
                 tokens += answer
                 parents += [-1, *range(first, first + len(answer) - 1)] if answer else []
-                at.append(first + len(answer) if answer else 0)
+                here.append(place.behind(first))
             rows.append(self._row(reading))
             extensions.append(Extension(rows[-1], reading.ids, tokens, parents))
-            ends.append(at)
+            wanted.append(here)
         with self.model.lm.active(self.model.adapter):
-            hidden = self.decoder.extend(extensions)
-        states = torch.cat([nodes[at] for nodes, at in zip(hidden, ends, strict=True)])  # (N, H)
-        values = iter(torch.sigmoid(self.model.head(states.float()).squeeze(-1)).tolist())
+            hidden = self.decoder.extend(extensions)  # (1 + n_tokens, H) each
+            starts = np.cumsum([0, *(len(nodes) for nodes in hidden)])
+            places = [
+                place.shifted(int(start)) for here, start in zip(wanted, starts[:-1], strict=True) for place in here
+            ]
+            logits = self.model.read(torch.cat(hidden), places)
+        values = iter(torch.sigmoid(logits).tolist())
         for (reading, answers), row in zip(todo, rows, strict=True):
             known = self._known.setdefault(reading.ids, _Known(None))
             known.row = row

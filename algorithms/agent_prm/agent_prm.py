@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,11 +31,12 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.episodes import Episode
 from algorithms.agent_prm.branching import branch_tasks
+from algorithms.agent_prm.critic import critic_samples
 from algorithms.agent_prm.fit import evaluate_prm, fit_prm
 from algorithms.agent_prm.targets import LabelledEpisode, label_episodes
 from algorithms.common.curves import ONLY_TENSORBOARD
 from algorithms.common.prm_algorithm import PRMAlgorithm
-from algorithms.common.prm_improvement import Evidence
+from algorithms.common.prm_improvement import OPTIMIZERS, Evidence
 from algorithms.common.rollouts import Rollout, RolloutTask
 from algorithms.common.visits import QTable, state_keys
 
@@ -74,6 +75,8 @@ class AgentPRM(PRMAlgorithm[Experience]):
         >>> model.learn(1_000_000).save("agentprm")  # doctest: +SKIP
     """
 
+    optimizers: ClassVar[tuple[str, ...]] = (*OPTIMIZERS, "ppo")
+
     def __init__(
         self,
         policy: str | type[BasePolicy] = "tiny",
@@ -89,6 +92,8 @@ class AgentPRM(PRMAlgorithm[Experience]):
         rank_coef: float = 1.0,
         prior_visits: float | None = 1.0,
         n_imitated_per_game: int = 2,
+        value_coef: float = 0.0,
+        gae_lambda: float = 0.9,
         **kwargs: Any,
     ) -> None:
         """Set up.
@@ -109,6 +114,10 @@ class AgentPRM(PRMAlgorithm[Experience]):
                 commands that were tried. ``None`` leaves the ranking to the PRM alone, as in the paper.
             n_imitated_per_game: of the iteration's won episodes, which are imitated beside (``imitation_coef``), at most so
                 many of a game, the shortest.
+            value_coef: weight of the loss of a value head beside Q, which ``optimizer="ppo"`` needs; 0: there is none.
+            gae_lambda: of ``optimizer="ppo"``: clipped policy gradient steps (Schulman et al., arXiv 1707.06347) on the
+                iteration's rollouts, whose turns' advantages are estimated with the value head as the critic. 0 trusts the
+                critic, 1 the returns. ``beta`` is then the weight of the divergence from the previous policy.
             kwargs: see :class:`PRMAlgorithm` (games, repeats, temperature, the PRM's fit, the policy's improvement) and
                 :class:`LLMAlgorithm`.
 
@@ -121,8 +130,16 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.discount, self.reward_range, self.rank_coef = discount, reward_range, rank_coef
         self.prior_visits = prior_visits
         self.n_imitated_per_game = n_imitated_per_game
+        self.value_coef, self.gae_lambda = value_coef, gae_lambda
+        if not 0 <= gae_lambda <= 1:
+            raise ValueError(f"gae_lambda must be in [0, 1], got {gae_lambda}")
+        if kwargs.get("optimizer") == "ppo" and not value_coef > 0:
+            raise ValueError(f'optimizer="ppo" needs a critic: set value_coef above 0, got {value_coef}')
         QTable(kwargs.get("gamma", 0.95), discount, reward_range)  # complains
         super().__init__(policy, env, learning_rate, **kwargs)
+
+    def _judges_states(self) -> bool:
+        return self.value_coef > 0
 
     # ------------------------------------------------------------------ stage 1: roll out
     def _gather(self, games: Sequence[int], callback: BaseCallback) -> Experience | None:
@@ -179,6 +196,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
             rank_coef=self.rank_coef,
             max_grad_norm=self.max_grad_norm,
             rng=self._rng(6),
+            value_coef=self.value_coef,
             on_step=lambda share: self._stage("fit PRM", share),
         )
         report = evaluate_prm(self.prm, held_out, self.micro_batch_size)
@@ -212,7 +230,10 @@ class AgentPRM(PRMAlgorithm[Experience]):
 
     # ------------------------------------------------------------------ stage 3: improve the policy
     def _improve(self, gathered: Experience) -> None:
-        """Move the policy at states where commands can be told apart, and imitate what was won."""
+        """Move the policy at states where commands can be told apart, and imitate what was won; or by PPO."""
+        if self.optimizer == "ppo":
+            self._improve_by_ppo([*gathered.trunks, *gathered.others])
+            return
         table, episodes = gathered.table, gathered.episodes
         successes = self._to_imitate([*gathered.trunks, *gathered.others, *gathered.branches])
         evidence = None
@@ -227,6 +248,18 @@ class AgentPRM(PRMAlgorithm[Experience]):
                     states.append((e, tried))
 
         self._improve_against_prm(states, evidence=evidence, successes=successes)
+
+    def _improve_by_ppo(self, rollouts: Sequence[Rollout]) -> None:
+        """Clipped steps on the rollouts, advantages by the PRM's value head."""
+        if self._optimizer is None:
+            self._optimizer = torch.optim.AdamW(
+                self._parameters(), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+            )
+        samples = critic_samples(self.prm, rollouts, self.gamma, self.gae_lambda, self.micro_batch_size)
+        self._stage("improve policy", 0.0)
+        self._remember_old(samples)
+        self._train(samples)
+        self._stage("improve policy", 1.0)
 
     def _to_imitate(self, rollouts: Sequence[Rollout]) -> list[tuple[Episode, int]]:
         """Won episodes with their first own turn: the shortest few of each game, or the easy games would be all there is."""

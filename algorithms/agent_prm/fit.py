@@ -44,12 +44,13 @@ class _Batch:
     logits: list[torch.Tensor]
     targets: list[torch.Tensor]
     visits: list[torch.Tensor]
+    values: torch.Tensor  # (n_states,) logits of V; empty without a value head
 
 
 def _forward(prm: ProcessRewardModel, batch: Sequence[LabelledEpisode]) -> _Batch:
     """Logits, targets and visit counts, one tensor a state, each (n_commands,)."""
     items = []
-    out = _Batch([], [], [])
+    out = _Batch([], [], [], torch.zeros(0))
     for labelled in batch:
         by_turn: dict[int, list[int]] = {}
         for i, label in enumerate(labelled.labels):
@@ -60,7 +61,8 @@ def _forward(prm: ProcessRewardModel, batch: Sequence[LabelledEpisode]) -> _Batc
             device = prm.lm.device
             out.targets.append(torch.tensor([labelled.labels[i].q for i in rows], device=device))
             out.visits.append(torch.tensor([float(labelled.labels[i].n) for i in rows], device=device))
-    out.logits = [logits for item in prm.logits(items) for logits in item]
+    logits, values = prm.logits_and_values(items)
+    out.logits, out.values = [z for item in logits for z in item], torch.cat(values)
     return out
 
 
@@ -94,6 +96,19 @@ def prm_loss(
     return loss, n.sum(), n_pairs
 
 
+def value_loss(values: torch.Tensor, targets: Sequence[torch.Tensor], visits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Summed soft cross-entropy of V, a scalar: a state is worth the mean of what its visits came to.
+
+    Args:
+        values: (n_states,) logits.
+        targets: for each state (n_commands,), in [0, 1].
+        visits: likewise, at least 1.
+    """
+    n = torch.stack([v.sum() for v in visits])  # (n_states,)
+    mean = torch.stack([(q * v).sum() for q, v in zip(targets, visits, strict=True)]) / n
+    return (functional.binary_cross_entropy_with_logits(values, mean, reduction="none") * n).sum()
+
+
 def minibatches(
     episodes: Sequence[LabelledEpisode], size: int, rng: np.random.Generator
 ) -> Iterator[list[LabelledEpisode]]:
@@ -114,6 +129,7 @@ def fit_prm(
     rank_coef: float,
     max_grad_norm: float,
     rng: np.random.Generator,
+    value_coef: float = 0.0,
     on_step: Callable[[float], None] | None = None,
 ) -> float:
     """Train the adapter and the head.
@@ -128,6 +144,7 @@ def fit_prm(
         rank_coef: weight of the within-state pairwise loss; 0 is the paper's loss.
         max_grad_norm: gradient clipping.
         rng: shuffling.
+        value_coef: weight of the value head's loss.
         on_step: called with the share of the work that is done.
 
     Returns:
@@ -152,6 +169,8 @@ def fit_prm(
                 for start in range(0, len(batch), micro_batch_size):
                     part = _forward(prm, batch[start : start + micro_batch_size])
                     loss, _, _ = prm_loss(part.logits, part.targets, part.visits, rank_coef)
+                    if value_coef:
+                        loss = loss + value_coef * value_loss(part.values, part.targets, part.visits)
                     (loss / weight).backward()
                     batch_loss += loss.item() / weight
                 torch.nn.utils.clip_grad_norm_(prm.parameters(), max_grad_norm)

@@ -7,7 +7,7 @@ never rolled out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,22 +16,22 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.episodes import Episode
-from agentprm_gym.rewards.prm import PRM, ProcessRewardModel
+from agentprm_gym.rewards.prm import FORMS, PRM, VALUE_HEAD, ProcessRewardModel
 from agentprm_gym.saving import SavedModel
-from algorithms.common.base import LLMAlgorithm
+from algorithms.common.clipped_updates import REFERENCE, ClippedUpdates
 from algorithms.common.policy import POLICY
-from algorithms.common.prm_improvement import DPOStats, Evidence, ImprovementSettings, improve_policy
+from algorithms.common.prm_improvement import OPTIMIZERS, DPOStats, Evidence, ImprovementSettings, improve_policy
 from algorithms.common.rollouts import Rollout, RolloutTask, collect
 from algorithms.common.search import BestOfNActor
+from algorithms.common.surrogate import LEVELS
 
-REFERENCE = "reference"
 #: So many episodes tell the mean score; those of held-out games come first.
 N_COMPARED = 64
 #: What a subclass gathers in an iteration.
 Gathered = TypeVar("Gathered")
 
 
-class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
+class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
     """Gather experience, fit a process reward model to it, improve the policy against it, validate; repeat.
 
     A subclass says what is gathered (:meth:`_gather`), how the model is fitted (:meth:`_fit`), and how the policy is improved
@@ -42,7 +42,10 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         best_success: success of the best policy so far on the validation games; below 0 before the first validation.
         best_iteration: after how many iterations it was reached; 0 is the starting point.
         on_stage: called with a stage's name and the share of it that is done.
+        optimizers: what ``optimizer`` may be.
     """
+
+    optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         prm_n_epochs: int = 1,
         prm_batch_size: int = 8,
         prm_init: str = "policy",
+        prm_form: str = "scalar",
         prm_kwargs: dict[str, Any] | None = None,
         optimizer: str = "online_dpo",
         loss: str = "dpo",
@@ -72,6 +76,11 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         n_validation_games: int = 100,
         max_grad_norm: float = 1.0,
         micro_batch_size: int = 16,
+        n_epochs: int = 1,
+        clip_range: float = 0.2,
+        clip_range_high: float | None = None,
+        level: str = "turn",
+        ent_coef: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Set up.
@@ -88,12 +97,14 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             prm_learning_rate: of the PRM's adapter and head.
             prm_n_epochs: passes over the episodes that the PRM is fitted to.
             prm_batch_size: episodes an update of the PRM.
-            prm_init: where each iteration's PRM adapter starts: ``"policy"`` or ``"base"`` (fresh, as in the paper).
+            prm_init: where each iteration's PRM starts: its adapter as the ``"policy"``'s or as the ``"base"`` (fresh, as in
+                the paper), with a fresh head; or all of it as the ``"previous"`` iteration left it.
+            prm_form: ``"scalar"``, the paper's, or ``"log_prob"``; see :mod:`agentprm_gym.rewards.prm`.
             prm_kwargs: LoRA settings of the PRM's adapter where ``prm_init="base"``.
-            optimizer: how the policy is improved: ``"online_dpo"``, ``"rejection"`` or ``"grpo"``; see
-                :mod:`algorithms.common.prm_improvement`.
+            optimizer: how the policy is improved: ``"online_dpo"``, ``"rejection"`` or ``"grpo"``, see
+                :mod:`algorithms.common.prm_improvement`; for some also ``"ppo"``, which says where.
             loss: of ``"online_dpo"``: ``"dpo"`` or ``"ipo"``.
-            n_updates: policy updates an iteration.
+            n_updates: policy updates an iteration; ``"ppo"`` makes as many as the rollouts give.
             batch_size: episodes whose states an update draws on.
             turns_per_episode: states of each.
             n_samples: commands sampled a state.
@@ -104,13 +115,20 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             n_validation_games: train games held out to choose the best iteration by.
             max_grad_norm: gradient clipping.
             micro_batch_size: episodes a forward pass.
+            n_epochs: of ``"ppo"``, as are the next: passes over an iteration's rollouts.
+            clip_range: how far below 1 a probability ratio earns.
+            clip_range_high: how far above 1; ``None``: as far.
+            level: one ratio a ``"turn"`` or one a ``"token"``.
+            ent_coef: weight of the entropy of the command distribution.
             kwargs: see :class:`LLMAlgorithm`.
 
         Raises:
             ValueError: for values out of range.
         """
-        if prm_init not in ("policy", "base"):
-            raise ValueError(f"prm_init must be 'policy' or 'base', got {prm_init!r}")
+        if prm_init not in ("policy", "base", "previous"):
+            raise ValueError(f"prm_init must be 'policy', 'base' or 'previous', got {prm_init!r}")
+        if prm_form not in FORMS:
+            raise ValueError(f"prm_form must be one of {', '.join(map(repr, FORMS))}, got {prm_form!r}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
         sizes = {
@@ -118,6 +136,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             "n_repeats": n_repeats,
             "prm_n_epochs": prm_n_epochs,
             "prm_batch_size": prm_batch_size,
+            "n_epochs": n_epochs,
         }
         for name, value in {**sizes, "micro_batch_size": micro_batch_size}.items():
             if value < 1:
@@ -125,14 +144,22 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         self.n_iterations, self.n_games, self.n_repeats = n_iterations, n_games, n_repeats
         self.gamma, self.temperature = gamma, temperature
         self.prm_learning_rate, self.prm_n_epochs, self.prm_batch_size = prm_learning_rate, prm_n_epochs, prm_batch_size
-        self.prm_init, self.prm_kwargs = prm_init, prm_kwargs
+        self.prm_init, self.prm_form, self.prm_kwargs = prm_init, prm_form, prm_kwargs
         self.n_validation_games, self.max_grad_norm = n_validation_games, max_grad_norm
         self.micro_batch_size = micro_batch_size
         self.optimizer, self.loss = optimizer, loss
         self.n_updates, self.batch_size = n_updates, batch_size
         self.turns_per_episode, self.n_samples = turns_per_episode, n_samples
         self.beta, self.margin, self.target_kl, self.imitation_coef = beta, margin, target_kl, imitation_coef
-        self._improvement_settings(learning_rate)  # complains
+        if level not in LEVELS:
+            raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
+        self.n_epochs, self.clip_range, self.clip_range_high = n_epochs, clip_range, clip_range_high
+        self.level, self.ent_coef = level, ent_coef
+        self._optimizer: torch.optim.Optimizer | None = None
+        if optimizer not in self.optimizers:
+            raise ValueError(f"optimizer must be one of {', '.join(map(repr, self.optimizers))}, got {optimizer!r}")
+        if optimizer != "ppo":
+            self._improvement_settings(learning_rate)  # complains
         self.on_stage: Callable[[str, float], None] | None = None
         self.prm: ProcessRewardModel
         self.best_success = -1.0
@@ -143,10 +170,15 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.policy.temperature = self.temperature
-        self.prm = ProcessRewardModel(self.lm, PRM, self.prm_kwargs or self.policy_kwargs.get("lora"))
+        lora = self.prm_kwargs or self.policy_kwargs.get("lora")
+        self.prm = ProcessRewardModel(self.lm, PRM, lora, form=self.prm_form, value_head=self._judges_states())
         self.lm.copy_adapter(POLICY, REFERENCE)
 
     # ------------------------------------------------------------------ what an algorithm says
+    def _judges_states(self) -> bool:
+        """Whether the process reward model has a value head."""
+        return False
+
     def _gather(self, games: Sequence[int], callback: BaseCallback) -> Gathered | None:
         """Play; ``None`` if a callback ended it.
 
@@ -180,7 +212,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         self._fit(gathered)
         if self._best is not None and self.iteration == 0:
             # The starting policy was validated before it had a PRM; should it stay the best, this is the one fitted to it.
-            self._best |= {"prm": self.lm.adapter_state(PRM), "head": self.prm.head_state()}
+            self._best |= {"prm": self.lm.adapter_state(PRM), "heads": self.prm.heads_state()}
         self.lm.copy_adapter(POLICY, REFERENCE)
         self._improve(gathered)
         self._validate(validation)
@@ -191,7 +223,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         if self._best is not None:
             self.lm.load_adapter_state(POLICY, self._best["policy"])
             self.lm.load_adapter_state(PRM, self._best["prm"])
-            self.prm.head.load_state_dict(self._best["head"])
+            self.prm.load_heads_state(self._best["heads"])
 
     def _stage(self, name: str, share: float) -> None:
         if self.on_stage is not None:
@@ -310,7 +342,9 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
 
     def _begin_prm(self) -> None:
         """Put the PRM's adapter and head where an iteration's fit begins."""
-        if self.prm_init == "policy":
+        if self.prm_init == "previous" and self.iteration > 0:
+            return
+        if self.prm_init != "base":
             self.lm.copy_adapter(POLICY, PRM)
         else:
             self.lm.remove_adapter(PRM)
@@ -353,7 +387,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             self._best = {
                 "policy": self.lm.adapter_state(POLICY),
                 "prm": self.lm.adapter_state(PRM),
-                "head": self.prm.head_state(),
+                "heads": self.prm.heads_state(),
             }
         return success
 
@@ -374,8 +408,9 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """``{"policy": ..., "prm": ...}``."""
         prm = {f"adapters.{PRM}.{k}": v for k, v in self.lm.adapter_state(PRM).items()}
-        head = {f"head.{k}": v for k, v in self.prm.head_state().items()}
-        return {**super().get_parameters(), "prm": {**prm, **head}}
+        marks = {PRM: "head.", VALUE_HEAD: "value_head."}
+        heads = {marks[name] + k: v for name, state in self.prm.heads_state().items() for k, v in state.items()}
+        return {**super().get_parameters(), "prm": {**prm, **heads}}
 
     def _set_parameter_group(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
         if name != "prm":
@@ -383,16 +418,20 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             return
         mark = f"adapters.{PRM}."
         self.lm.load_adapter_state(PRM, {k[len(mark) :]: v for k, v in state.items() if k.startswith(mark)})
-        self.prm.head.load_state_dict({k[5:]: v for k, v in state.items() if k.startswith("head.")})
+        marks = {PRM: "head.", VALUE_HEAD: "value_head."}
+        heads = {
+            name: {k[len(mark) :]: v for k, v in state.items() if k.startswith(mark)} for name, mark in marks.items()
+        }
+        self.prm.load_heads_state({name: head for name, head in heads.items() if head})
 
     def _to_save(self) -> SavedModel:
         saved = super()._to_save()
         saved.adapters[PRM] = self.lm.adapter_state(PRM)
         saved.adapter_configs[PRM] = self.lm.adapter_config(PRM)
-        saved.heads[PRM] = self.prm.head_state()
+        saved.heads |= self.prm.heads_state()
         return saved
 
     def _restore(self, saved: SavedModel) -> None:
         super()._restore(saved)
         self.lm.load_adapter_state(PRM, saved.adapters[PRM])
-        self.prm.head.load_state_dict(saved.heads[PRM])
+        self.prm.load_heads_state(saved.heads)

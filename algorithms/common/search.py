@@ -21,7 +21,7 @@ import torch
 
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
-from agentprm_gym.rewards.prm import ProcessRewardModel
+from agentprm_gym.rewards.prm import Place, ProcessRewardModel
 from algorithms.common.actors import Answer, Request, Sampler, TranscriptRows, candidate_row
 
 #: Tokens after which a tree of look-ahead is evaluated before it grows on.
@@ -42,6 +42,13 @@ class _Tree:
             self.parents.append(parent)
             parent = len(self.tokens) - 1
         return parent
+
+    def add_response(
+        self, ids: Sequence[int], parent: int, command: str, start: int | None, admissible: Sequence[str]
+    ) -> Place:
+        """Hang a response, and what judges it, below a prompt's last node; returns where it stands (row 0: node -1)."""
+        first = len(self.tokens)
+        return Place(parent + 1, first + 1, self.add(ids, parent) + 1, command, start, admissible)
 
 
 class PRMRows:
@@ -72,21 +79,25 @@ class PRMRows:
             self._rows.read(request)
 
     def score_responses(
-        self, requests: Sequence[Request], responses: Sequence[Sequence[Sequence[int]]]
+        self, requests: Sequence[Request], responses: Sequence[Sequence[tuple[Sequence[int], str, int | None]]]
     ) -> list[list[float]]:
-        """Q in (0, 1) of responses, given as tokens, at the present turn of each request."""
-        trees, ends = [], []
+        """Q in (0, 1) of responses at the present turn of each request: tokens, command, and where that starts in them."""
+        trees, places = [], []
         for request, options in zip(requests, responses, strict=True):
-            tree = _Tree()
-            judge = self.prm.lm.prompt.judge_ids(request.task)
-            ends.append([tree.add([*ids, *judge], -1) for ids in options])
+            tree, judge = _Tree(), self.prm.judge_ids(request.task)
+            places.append(
+                [
+                    tree.add_response([*ids, *judge], -1, command, start, request.admissible_commands)
+                    for ids, command, start in options
+                ]
+            )
             trees.append(tree)
-        return self.score_nodes(requests, trees, ends)
+        return self.score_places(requests, trees, places)
 
-    def score_nodes(
-        self, requests: Sequence[Request], trees: Sequence[_Tree], ends: Sequence[Sequence[int]]
+    def score_places(
+        self, requests: Sequence[Request], trees: Sequence[_Tree], places: Sequence[Sequence[Place]]
     ) -> list[list[float]]:
-        """Q at nodes of trees that hang off the present transcripts."""
+        """Q of responses in trees that hang off the present transcripts."""
         prm = self.prm
         extensions = [
             Extension(r.row, self._rows.writer(r.row).ids, tree.tokens, tree.parents)
@@ -94,10 +105,7 @@ class PRMRows:
         ]
         with torch.no_grad(), prm.lm.active(prm.adapter):
             hidden = self._rows.decoder.extend(extensions)
-            return [
-                torch.sigmoid(prm.head(states[torch.tensor(nodes, dtype=torch.long) + 1].float())).flatten().tolist()
-                for states, nodes in zip(hidden, ends, strict=True)
-            ]
+            return [torch.sigmoid(prm.read(states, some)).tolist() for states, some in zip(hidden, places, strict=True)]
 
 
 class _WithPRM:
@@ -115,9 +123,10 @@ class _WithPRM:
         self.prm_rows.executed(row, turn)
 
     def _score_commands(self, requests: Sequence[Request]) -> list[list[float]]:
-        response_ids = self.prm_rows.prm.lm.prompt.response_ids
+        prompt = self.prm_rows.prm.lm.prompt
         return self.prm_rows.score_responses(
-            requests, [[response_ids(c) for c in r.admissible_commands] for r in requests]
+            requests,
+            [[(prompt.response_ids(c), c, len(prompt.lead)) for c in r.admissible_commands] for r in requests],
         )
 
 
@@ -162,9 +171,9 @@ class BestOfNActor(_WithPRM):
         """See :class:`Actor`."""
         drawn = [_distinct(answers) for answers in self.policy.sample(requests, self.n)]
         self.prm_rows.read(requests)
-        ids = [[self._ids(answer) for answer in answers] for answers in drawn]
+        responses = [[self._response(answer) for answer in answers] for answers in drawn]
         out = []
-        for answers, scores in zip(drawn, self.prm_rows.score_responses(requests, ids), strict=True):
+        for answers, scores in zip(drawn, self.prm_rows.score_responses(requests, responses), strict=True):
             best = answers[int(np.argmax(scores))]
             best.candidates = [
                 candidate_row(a.command, s, a.log_prob, a.response) for a, s in zip(answers, scores, strict=True)
@@ -172,11 +181,13 @@ class BestOfNActor(_WithPRM):
             out.append(best)
         return out
 
-    def _ids(self, answer: Answer) -> Sequence[int]:
+    def _response(self, answer: Answer) -> tuple[Sequence[int], str, int | None]:
         prompt = self.prm_rows.prm.lm.prompt
         # Another model's tokens mean something else: then the command speaks for the response.
         same = self.prm_rows.prm.lm is getattr(self.policy, "lm", None)
-        return answer.tokens.ids if same and answer.tokens is not None else prompt.response_ids(answer.command)
+        if same and answer.tokens is not None:
+            return answer.tokens.ids, answer.command, answer.tokens.command_start
+        return prompt.response_ids(answer.command), answer.command, len(prompt.lead)
 
 
 class VoteActor:
@@ -312,13 +323,13 @@ class LookAheadActor(_WithPRM):
         frames = iter(request.look_ahead([sequence[:n] for sequence in sequences for n in range(1, len(sequence) + 1)]))
         out: list[tuple[tuple[str, ...], float, list[tuple[str, float]]]] = []
         tree = _Tree()
-        waiting: list[tuple[tuple[str, ...], tuple[str, ...], list[int]]] = []
+        waiting: list[tuple[tuple[str, ...], tuple[str, ...], list[Place]]] = []
         for sequence in sequences:
-            following, ends = self._grow(request, tree, sequence, frames)
+            following, places = self._grow(request, tree, sequence, frames)
             if following is None:
                 out.append((sequence, 1.0, []))
                 continue
-            waiting.append((sequence, following, ends))
+            waiting.append((sequence, following, places))
             # A tree costs the square of its size: a slice at a time.
             if len(tree.tokens) > _MAX_TREE:
                 out += self._judge(request, tree, waiting)
@@ -331,7 +342,7 @@ class LookAheadActor(_WithPRM):
         tree: _Tree,
         sequence: Sequence[str],
         frames: Iterator[tuple[str, tuple[str, ...], bool]],
-    ) -> tuple[tuple[str, ...] | None, list[int]]:
+    ) -> tuple[tuple[str, ...] | None, list[Place]]:
         """Hang a sequence, what the game said, and all that could come next below the transcript.
 
         Returns:
@@ -345,14 +356,14 @@ class LookAheadActor(_WithPRM):
                 return None, []
             node = tree.add(prompt.response_ids(command), node)
             node = tree.add(prompt.prompt_ids(request.task, feedback, options, False), node)
-        judge = prompt.judge_ids(request.task)
-        return options, [tree.add([*prompt.response_ids(c), *judge], node) for c in options]
+        judge, start = self.prm_rows.prm.judge_ids(request.task), len(prompt.lead)
+        return options, [tree.add_response([*prompt.response_ids(c), *judge], node, c, start, options) for c in options]
 
     def _judge(
-        self, request: Request, tree: _Tree, waiting: Sequence[tuple[tuple[str, ...], tuple[str, ...], list[int]]]
+        self, request: Request, tree: _Tree, waiting: Sequence[tuple[tuple[str, ...], tuple[str, ...], list[Place]]]
     ) -> list[tuple[tuple[str, ...], float, list[tuple[str, float]]]]:
-        ends = [end for *_, some in waiting for end in some]
-        (scores,) = self.prm_rows.score_nodes([request], [tree], [ends]) if ends else ([],)
+        places = [place for *_, some in waiting for place in some]
+        (scores,) = self.prm_rows.score_places([request], [tree], [places]) if places else ([],)
         values = iter(scores)
         out = []
         for sequence, following, some in waiting:
