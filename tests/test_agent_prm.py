@@ -16,17 +16,17 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import AdapterMismatchError, LanguageModel
-from agentprm_gym.rewards.prm import load_prm
+from agentprm_gym.rewards.prm import ProcessRewardModel, load_prm
 from algorithms import SFT, AgentPRM
 from algorithms.agent_prm.fit import evaluate_prm, fit_prm, prm_loss
-from algorithms.agent_prm.targets import label_episodes, monte_carlo_targets
+from algorithms.agent_prm.targets import Label, LabelledEpisode, label_episodes, monte_carlo_targets
 from algorithms.common.advantages import discounted_returns
 from algorithms.common.evaluation import evaluate
 from algorithms.common.loading import load_actor
 from algorithms.common.prm_improvement import dpo_loss
 from algorithms.common.visits import QTable, state_keys
 from tests.algorithm_helpers import make_alfworld, make_model, make_toy
-from tests.llm_helpers import randomise
+from tests.llm_helpers import make_episodes, randomise
 
 
 def episode(commands: Sequence[str], *, won: bool, feedback: Sequence[str] | None = None) -> Episode:
@@ -161,6 +161,34 @@ def test_dpo_counts_from_the_reference() -> None:
     # The policy prefers the chosen one by 1 nat more than the reference does.
     terms = (torch.tensor(x) for x in (-1.0, -3.0, -2.0, -3.0))
     assert float(dpo_loss(*terms, beta=2.0)) == pytest.approx(-math.log(1 / (1 + math.exp(-2.0))))
+
+
+def test_losses_within_a_state_by_hand() -> None:
+    logits, targets, visits = [torch.tensor([0.0, math.log(3.0)])], [torch.tensor([0.2, 1.0])], [torch.ones(2)]
+    plain, _, _ = prm_loss(logits, targets, visits, rank_coef=0.0)
+    # Q is .5 and .75, a quarter apart; the targets .8: each is .275 from where it should be, seen from the mean.
+    centred, _, _ = prm_loss(logits, targets, visits, 1.0, "centred")
+    assert float(centred - plain) == pytest.approx(2 * 0.275**2, abs=1e-6)
+    shifted, _, _ = prm_loss([logits[0] * 0 + 5.0], targets, visits, 1.0, "centred")
+    level, _, _ = prm_loss([logits[0] * 0 + 5.0], targets, visits, 0.0)
+    assert float(shifted - level) == pytest.approx(2 * 0.4**2, abs=1e-6)
+    # The better one is log 3 ahead, of which the margin takes log 1.5: softplus(-log 2) is log 1.5, times the gap of .8.
+    pairs, _, n_pairs = prm_loss(logits, targets, visits, 1.0, "bradley_terry", math.log(1.5))
+    assert (float(pairs - plain), n_pairs) == (pytest.approx(0.8 * math.log(1.5), abs=1e-6), 1)
+
+
+@pytest.mark.parametrize(("count_weight", "ratio"), [("visits", 9.0), ("sqrt", 3.0), ("equal", 1.0)])
+def test_what_a_target_counts(learner: str, count_weight: str, ratio: float) -> None:
+    """Two labels of one state, nine visits and one, pull a PRM that cannot tell them apart to their weighted mean."""
+    (episode,) = make_episodes(1)
+    labels = [Label(0, "look", 1.0, 9), Label(0, "look", 0.0, 1)]
+    prm = ProcessRewardModel(LanguageModel.load(learner))
+    settings: dict[str, Any] = {"batch_size": 1, "micro_batch_size": 1, "max_grad_norm": 1.0, "learning_rate": 3e-2}
+    rng = np.random.default_rng(0)
+    data = [LabelledEpisode(episode, labels)]
+    fit_prm(prm, data, n_epochs=60, rank_coef=0.0, rng=rng, count_weight=count_weight, **settings)
+    (((score,),),) = prm.score([(episode.task, episode.turns, [(0, ["look"])])])
+    assert float(score) == pytest.approx(ratio / (ratio + 1), abs=0.05)
 
 
 def test_the_prm_loss_weighs_by_visits() -> None:

@@ -32,7 +32,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from agentprm_gym.episodes import Episode
 from algorithms.agent_prm.branching import branch_tasks
 from algorithms.agent_prm.critic import critic_samples
-from algorithms.agent_prm.fit import evaluate_prm, fit_prm
+from algorithms.agent_prm.fit import COUNT_WEIGHTS, RANK_LOSSES, evaluate_prm, fit_prm
 from algorithms.agent_prm.targets import LabelledEpisode, label_episodes
 from algorithms.common.curves import ONLY_TENSORBOARD
 from algorithms.common.prm_algorithm import PRMAlgorithm
@@ -90,6 +90,9 @@ class AgentPRM(PRMAlgorithm[Experience]):
         discount: str = "to_go",
         reward_range: str = "unit",
         rank_coef: float = 1.0,
+        rank_loss: str = "bradley_terry",
+        rank_margin: float = 0.0,
+        count_weight: str = "visits",
         prior_visits: float | None = 1.0,
         n_imitated_per_game: int = 2,
         value_coef: float = 0.0,
@@ -109,7 +112,10 @@ class AgentPRM(PRMAlgorithm[Experience]):
             branch_horizon: only states of the first so many turns are branched; late ones leave no time to recover.
             discount: of the targets; see :func:`algorithms.agent_prm.targets.monte_carlo_targets`.
             reward_range: likewise.
-            rank_coef: weight of the within-state pairwise loss.
+            rank_coef: weight of the loss that compares commands of one state.
+            rank_loss: which: ``"bradley_terry"`` or ``"centred"``; see :func:`algorithms.agent_prm.fit.prm_loss`.
+            rank_margin: of the former, in logits.
+            count_weight: what a target counts in the cross-entropy: its ``"visits"``, their ``"sqrt"``, or ``"equal"``.
             prior_visits: how many Monte-Carlo visits the PRM's score counts for where both exist; pairs are then drawn among
                 commands that were tried. ``None`` leaves the ranking to the PRM alone, as in the paper.
             n_imitated_per_game: of the iteration's won episodes, which are imitated beside (``imitation_coef``), at most so
@@ -131,6 +137,13 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.prior_visits = prior_visits
         self.n_imitated_per_game = n_imitated_per_game
         self.value_coef, self.gae_lambda = value_coef, gae_lambda
+        self.rank_loss, self.rank_margin, self.count_weight = rank_loss, rank_margin, count_weight
+        for name, value, known in (
+            ("rank_loss", rank_loss, RANK_LOSSES),
+            ("count_weight", count_weight, COUNT_WEIGHTS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
         if not 0 <= gae_lambda <= 1:
             raise ValueError(f"gae_lambda must be in [0, 1], got {gae_lambda}")
         if kwargs.get("optimizer") == "ppo" and not value_coef > 0:
@@ -197,6 +210,9 @@ class AgentPRM(PRMAlgorithm[Experience]):
             max_grad_norm=self.max_grad_norm,
             rng=self._rng(6),
             value_coef=self.value_coef,
+            rank_loss=self.rank_loss,
+            rank_margin=self.rank_margin,
+            count_weight=self.count_weight,
             on_step=lambda share: self._stage("fit PRM", share),
         )
         report = evaluate_prm(self.prm, held_out, self.micro_batch_size)

@@ -19,6 +19,9 @@ from algorithms.agent_prm.targets import LabelledEpisode
 
 #: Two targets of one state count as different from this gap on.
 MIN_GAP = 0.1
+#: How commands of one state are compared, and how much a target counts that many visits stand behind.
+RANK_LOSSES = ("bradley_terry", "centred")
+COUNT_WEIGHTS = ("visits", "sqrt", "equal")
 
 
 @dataclass(slots=True)
@@ -47,8 +50,13 @@ class _Batch:
     values: torch.Tensor  # (n_states,) logits of V; empty without a value head
 
 
-def _forward(prm: ProcessRewardModel, batch: Sequence[LabelledEpisode]) -> _Batch:
-    """Logits, targets and visit counts, one tensor a state, each (n_commands,)."""
+def _weight(n: int, count_weight: str) -> float:
+    """What a target counts that ``n`` visits stand behind."""
+    return {"visits": float(n), "sqrt": n**0.5, "equal": 1.0}[count_weight]
+
+
+def _forward(prm: ProcessRewardModel, batch: Sequence[LabelledEpisode], count_weight: str = "visits") -> _Batch:
+    """Logits, targets and what each counts, one tensor a state, each (n_commands,)."""
     items = []
     out = _Batch([], [], [], torch.zeros(0))
     for labelled in batch:
@@ -60,26 +68,35 @@ def _forward(prm: ProcessRewardModel, batch: Sequence[LabelledEpisode]) -> _Batc
         for _, rows in sorted(by_turn.items()):
             device = prm.lm.device
             out.targets.append(torch.tensor([labelled.labels[i].q for i in rows], device=device))
-            out.visits.append(torch.tensor([float(labelled.labels[i].n) for i in rows], device=device))
+            out.visits.append(torch.tensor([_weight(labelled.labels[i].n, count_weight) for i in rows], device=device))
     logits, values = prm.logits_and_values(items)
     out.logits, out.values = [z for item in logits for z in item], torch.cat(values)
     return out
 
 
 def prm_loss(
-    logits: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], visits: Sequence[torch.Tensor], rank_coef: float
+    logits: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    visits: Sequence[torch.Tensor],
+    rank_coef: float,
+    rank_loss: str = "bradley_terry",
+    rank_margin: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Sums of the two losses.
 
     Args:
         logits: for each state (n_commands,).
         targets: likewise, in [0, 1].
-        visits: likewise, at least 1.
-        rank_coef: weight of the pairwise loss.
+        visits: likewise: what each counts.
+        rank_coef: weight of the loss within the state.
+        rank_loss: ``"bradley_terry"``: over pairs whose targets are at least ``MIN_GAP`` apart, ``-log sigmoid(z_better -
+            z_worse - rank_margin)``, weighed by the gap (paper section 4.3, relative losses). ``"centred"``: squared error of
+            ``Q - mean Q`` over the commands of the state, whose level so does not matter.
+        rank_margin: of ``"bradley_terry"``, in logits.
 
     Returns:
         ``(loss_sum, weight_sum, n_pairs)``: divide the first by the second. The binary cross-entropy weighs each pair
-        (s, a) by its visits, which equals training on every visit by itself.
+        (s, a) by what it counts; by its visits, that equals training on every visit by itself.
     """
     flat, q, n = torch.cat(list(logits)), torch.cat(list(targets)), torch.cat(list(visits))
     loss = (functional.binary_cross_entropy_with_logits(flat, q, reduction="none") * n).sum()
@@ -89,10 +106,13 @@ def prm_loss(
             if len(z) > 1:
                 gap = y[:, None] - y[None, :]  # (n, n)
                 better = gap >= MIN_GAP
-                if bool(better.any()):
-                    margin = (z[:, None] - z[None, :])[better]
-                    loss = loss + rank_coef * (functional.softplus(-margin) * gap[better]).sum()
-                    n_pairs += int(better.sum())
+                n_pairs += int(better.sum())
+                if rank_loss == "centred":
+                    p = torch.sigmoid(z)
+                    loss = loss + rank_coef * ((p - p.mean()) - (y - y.mean())).square().sum()
+                elif bool(better.any()):
+                    ahead = (z[:, None] - z[None, :])[better] - rank_margin
+                    loss = loss + rank_coef * (functional.softplus(-ahead) * gap[better]).sum()
     return loss, n.sum(), n_pairs
 
 
@@ -130,6 +150,9 @@ def fit_prm(
     max_grad_norm: float,
     rng: np.random.Generator,
     value_coef: float = 0.0,
+    rank_loss: str = "bradley_terry",
+    rank_margin: float = 0.0,
+    count_weight: str = "visits",
     on_step: Callable[[float], None] | None = None,
 ) -> float:
     """Train the adapter and the head.
@@ -145,6 +168,9 @@ def fit_prm(
         max_grad_norm: gradient clipping.
         rng: shuffling.
         value_coef: weight of the value head's loss.
+        rank_loss: see :func:`prm_loss`.
+        rank_margin: likewise.
+        count_weight: a target counts its ``"visits"``, their ``"sqrt"``, or as much as any other: ``"equal"``.
         on_step: called with the share of the work that is done.
 
     Returns:
@@ -164,11 +190,11 @@ def fit_prm(
             for batch in minibatches(data, batch_size, rng):
                 scale = min(1.0, (done + 1) / 10) * (1 - done / total)
                 optimizer.param_groups[0]["lr"] = learning_rate * scale
-                weight = sum(float(label.n) for e in batch for label in e.labels)
+                weight = sum(_weight(label.n, count_weight) for e in batch for label in e.labels)
                 batch_loss = 0.0
                 for start in range(0, len(batch), micro_batch_size):
-                    part = _forward(prm, batch[start : start + micro_batch_size])
-                    loss, _, _ = prm_loss(part.logits, part.targets, part.visits, rank_coef)
+                    part = _forward(prm, batch[start : start + micro_batch_size], count_weight)
+                    loss, _, _ = prm_loss(part.logits, part.targets, part.visits, rank_coef, rank_loss, rank_margin)
                     if value_coef:
                         loss = loss + value_coef * value_loss(part.values, part.targets, part.visits)
                     (loss / weight).backward()
