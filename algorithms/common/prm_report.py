@@ -397,10 +397,10 @@ def planner_report(
 
 
 def _batches(states: Sequence[tuple[Rollout, int]], size: int) -> Iterator[list[list[int]]]:
-    """Numbers of the states, one list a rollout in the order of its turns: a pass over a transcript scores all its states."""
+    """Numbers of the states, one list a rollout: a pass over its transcript scores them all."""
     rows: dict[int, list[int]] = {}
-    for i in sorted(range(len(states)), key=lambda i: states[i][1]):
-        rows.setdefault(id(states[i][0]), []).append(i)
+    for i, (rollout, _) in enumerate(states):
+        rows.setdefault(id(rollout), []).append(i)
     groups = list(rows.values())
     for start in range(0, len(groups), size):
         yield groups[start : start + size]
