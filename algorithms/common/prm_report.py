@@ -11,7 +11,7 @@ which knows the whole game (:func:`planner_report`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -370,7 +370,7 @@ def planner_report(
         rng: chooses the states.
         responder: the policy, whose adapter is :data:`POLICY`; ``None`` leaves it out.
         n_states: how many states at most.
-        batch_size: rollouts a forward pass.
+        batch_size: states a forward pass.
 
     Returns:
         The report; ``None`` where there is no planner, or no state.
@@ -383,54 +383,36 @@ def planner_report(
     if not targets:
         return None
     scored, by_policy = [], []
-    for part in _batches(states, batch_size):
-        order = [row for rows in part for row in rows]
-        scores = _prm_scores(prm, states, part)
-        log_probs = _policy_log_probs(responder, states, part)
-        for row, z, policy in zip(order, scores, log_probs, strict=True):
-            rollout, t = states[row]
-            q = np.array([targets[row][c] for c in rollout.episode.turns[t].admissible_commands])
+    for start in range(0, len(states), batch_size):
+        part = slice(start, start + batch_size)
+        # One row a state: the commands of several in one row would all be masked from one another, at a quadratic cost.
+        scores, log_probs = _prm_scores(prm, states[part]), _policy_log_probs(responder, states[part])
+        for (rollout, t), known, z, policy in zip(states[part], targets[part], scores, log_probs, strict=True):
+            q = np.array([known[c] for c in rollout.episode.turns[t].admissible_commands])
             scored.append(ScoredState(z, q, policy))
             if policy is not None:
                 by_policy.append(ScoredState(policy, q))
     return PlannerReport(rank_states(scored), judge_choices(scored), rank_states(by_policy).top1)
 
 
-def _batches(states: Sequence[tuple[Rollout, int]], size: int) -> Iterator[list[list[int]]]:
-    """Numbers of the states, one list a rollout: a pass over its transcript scores them all."""
-    rows: dict[int, list[int]] = {}
-    for i, (rollout, _) in enumerate(states):
-        rows.setdefault(id(rollout), []).append(i)
-    groups = list(rows.values())
-    for start in range(0, len(groups), size):
-        yield groups[start : start + size]
-
-
 @torch.no_grad()
-def _prm_scores(
-    prm: ProcessRewardModel, states: Sequence[tuple[Rollout, int]], part: Sequence[Sequence[int]]
-) -> list[Floats]:
+def _prm_scores(prm: ProcessRewardModel, states: Sequence[tuple[Rollout, int]]) -> list[Floats]:
     items = []
-    for rows in part:
-        episode = states[rows[0]][0].episode
-        wanted = [(states[i][1], episode.turns[states[i][1]].admissible_commands) for i in rows]
-        items.append((episode.task, episode.turns, wanted))
+    for rollout, t in states:
+        task, turns = rollout.episode.task, rollout.episode.turns
+        items.append((task, turns, [(t, turns[t].admissible_commands)]))
     with prm.lm.active(prm.adapter):
         # Logits have the order of scores, and are never rounded to 1.
-        return [z.double().cpu().numpy() for item in prm.logits(items) for z in item]
+        return [z.double().cpu().numpy() for (z,) in prm.logits(items)]
 
 
 @torch.no_grad()
-def _policy_log_probs(
-    responder: Responder | None, states: Sequence[tuple[Rollout, int]], part: Sequence[Sequence[int]]
-) -> Sequence[Floats | None]:
+def _policy_log_probs(responder: Responder | None, states: Sequence[tuple[Rollout, int]]) -> Sequence[Floats | None]:
     if responder is None or responder.mode == "generate":
-        return [None for rows in part for _ in rows]
-    episodes = [states[rows[0]][0].episode for rows in part]
-    turns = [[states[i][1] for i in rows] for rows in part]
+        return [None] * len(states)
     with responder.lm.active(POLICY):
-        found = episode_log_probs(responder, episodes, turns)
-    return [x.double().cpu().numpy() for row in found for x in row]
+        found = episode_log_probs(responder, [rollout.episode for rollout, _ in states], [[t] for _, t in states])
+    return [x.double().cpu().numpy() for (x,) in found]
 
 
 # ---------------------------------------------------------------------- logging
