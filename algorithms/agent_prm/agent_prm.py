@@ -37,6 +37,7 @@ from algorithms.agent_prm.targets import LabelledEpisode, label_episodes
 from algorithms.common.curves import ONLY_TENSORBOARD
 from algorithms.common.prm_algorithm import PRMAlgorithm
 from algorithms.common.prm_improvement import OPTIMIZERS, Evidence
+from algorithms.common.prm_report import planner_report, record_fit, record_planner
 from algorithms.common.rollouts import Rollout, RolloutTask
 from algorithms.common.visits import QTable, state_keys
 
@@ -199,6 +200,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         """Fit a PRM to this iteration's rollouts, and judge it on games that it was not fitted to."""
         data, held_out = self._label(gathered.episodes, gathered.table)
         self._begin_prm()
+        losses: list[float] = []
         loss = fit_prm(
             self.prm,
             data,
@@ -214,6 +216,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
             rank_margin=self.rank_margin,
             count_weight=self.count_weight,
             on_step=lambda share: self._stage("fit PRM", share),
+            losses_out=losses,
         )
         report = evaluate_prm(self.prm, held_out, self.micro_batch_size)
         self.logger.record("prm/loss", loss)
@@ -221,7 +224,22 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.logger.record("prm/heldout_pair_accuracy", report.pair_accuracy)
         self.logger.record("prm/heldout_pairs", report.n_pairs)
         self.logger.record("prm/within_state_spread", report.spread)
+        record_fit(self.logger, report.calibration, report.ranking, report.choice, losses)
+        self._judge_by_planner(gathered.trunks, {e.episode.game_id for e in held_out})
         self._compare_with_outcomes([e.episode for e in (*held_out, *data)])
+
+    def _judge_by_planner(self, trunks: Sequence[Rollout], held_out: set[str]) -> None:
+        """Log how the PRM orders commands beside the planner, on held-out games, where the environment has a planner."""
+        report = planner_report(
+            self.prm,
+            self._venv(),
+            [r for r in trunks if r.episode.game_id in held_out],
+            gamma=self.gamma,
+            rng=self._rng(9),
+            responder=self.policy.responder,
+            batch_size=self.micro_batch_size,
+        )
+        record_planner(self.logger, report)
 
     def _label(self, episodes: Sequence[Episode], table: QTable) -> tuple[list[LabelledEpisode], list[LabelledEpisode]]:
         """Label the rollouts; one game in ten is held out to judge the PRM on.

@@ -16,6 +16,16 @@ from torch.nn import functional
 
 from agentprm_gym.rewards.prm import ProcessRewardModel
 from algorithms.agent_prm.targets import LabelledEpisode
+from algorithms.common.prm_report import (
+    Calibration,
+    ChoiceReport,
+    RankingReport,
+    ScoredState,
+    calibration,
+    candidate_log_probs,
+    judge_choices,
+    rank_states,
+)
 
 #: Two targets of one state count as different from this gap on.
 MIN_GAP = 0.1
@@ -34,12 +44,18 @@ class PRMReport:
             without pairs.
         n_pairs: how many such pairs there are.
         spread: mean standard deviation of its scores within a state; NaN without states of several commands.
+        calibration: its scores against the labels, weighted by visits; ``calibration.ece`` in one number.
+        ranking: the order within states, Kendall's tau and top-1 against the labels.
+        choice: what its choice among the commands that were tried is worth.
     """
 
     bce: float
     pair_accuracy: float
     n_pairs: int
     spread: float
+    calibration: Calibration
+    ranking: RankingReport
+    choice: ChoiceReport
 
 
 @dataclass(slots=True)
@@ -154,6 +170,7 @@ def fit_prm(
     rank_margin: float = 0.0,
     count_weight: str = "visits",
     on_step: Callable[[float], None] | None = None,
+    losses_out: list[float] | None = None,
 ) -> float:
     """Train the adapter and the head.
 
@@ -172,6 +189,7 @@ def fit_prm(
         rank_margin: likewise.
         count_weight: a target counts its ``"visits"``, their ``"sqrt"``, or as much as any other: ``"equal"``.
         on_step: called with the share of the work that is done.
+        losses_out: the loss of every update is appended here.
 
     Returns:
         Mean loss of the last epoch.
@@ -203,6 +221,8 @@ def fit_prm(
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 losses.append(batch_loss)
+                if losses_out is not None:
+                    losses_out.append(batch_loss)
                 done += 1
                 if on_step is not None:
                     on_step(done / total)
@@ -215,11 +235,15 @@ def evaluate_prm(prm: ProcessRewardModel, data: Sequence[LabelledEpisode], micro
     """Judge a process reward model on labelled episodes."""
     bce = weight = spread = 0.0
     correct = pairs = n_states = 0
+    states: list[ScoredState] = []
+    visits: list[torch.Tensor] = []
     with prm.lm.active(prm.adapter):
         for start in range(0, len(data), micro_batch_size):
             part = _forward(prm, data[start : start + micro_batch_size])
             loss, n, _ = prm_loss(part.logits, part.targets, part.visits, 0.0)
             bce, weight = bce + float(loss), weight + float(n)
+            states += _scored_states(data[start : start + micro_batch_size], part)
+            visits += part.visits
             for z, y in zip(part.logits, part.targets, strict=True):
                 if len(z) > 1:
                     better = (y[:, None] - y[None, :]) >= MIN_GAP
@@ -233,4 +257,26 @@ def evaluate_prm(prm: ProcessRewardModel, data: Sequence[LabelledEpisode], micro
         correct / pairs if pairs else nan,
         pairs,
         spread / n_states if n_states else nan,
+        calibration(
+            np.concatenate([np.zeros(0), *(s.scores for s in states)]),
+            np.concatenate([np.zeros(0), *(s.targets for s in states)]),
+            np.concatenate([np.zeros(0), *(n.cpu().numpy() for n in visits)]),
+        ),
+        rank_states(states, MIN_GAP),
+        judge_choices(states),
     )
+
+
+def _scored_states(batch: Sequence[LabelledEpisode], part: _Batch) -> list[ScoredState]:
+    """Scores beside labels, one entry a state in the order of :func:`_forward`."""
+    log_probs = []
+    for labelled in batch:
+        by_turn: dict[int, list[str]] = {}
+        for label in labelled.labels:
+            by_turn.setdefault(label.turn, []).append(label.command)
+        turns = labelled.episode.turns
+        log_probs += [candidate_log_probs(turns[t], commands) for t, commands in sorted(by_turn.items())]
+    return [
+        ScoredState(torch.sigmoid(z.double()).cpu().numpy(), y.double().cpu().numpy(), known)
+        for z, y, known in zip(part.logits, part.targets, log_probs, strict=True)
+    ]
