@@ -287,6 +287,20 @@ def test_eval_plays_the_first_games_and_writes_what_happened(cli: Cli, saved: Pa
         assert all((turn.candidates is not None) == bool(extra) for e in episodes for turn in e.turns)
 
 
+def test_the_prm_of_another_save_chooses_among_a_policys_draws(cli: Cli, saved: Path, tmp_path: Path) -> None:
+    run = ("eval", saved / "sft.zip", *GENERATED, "--max-games", 2, "--max-steps", 4, "--n-envs", 2, "--best-of", 3)
+    done = cli(*run, "--out", "none")
+    assert done.status == 2 and "no process reward model" in done.err
+    done = cli(*run, "--prm", saved / "agent.zip", "--out", "out")
+    assert done.status == 0
+    turns = [turn for e in read_episodes(tmp_path / "out" / "episodes.jsonl.gz") for turn in e.turns]
+    assert turns
+    for turn in turns:
+        assert turn.candidates
+        best = max(turn.candidates, key=lambda row: row["score"])
+        assert best["command"] == turn.command and 0 <= best["score"] <= 1
+
+
 def test_training_saves_and_does_not_overwrite(cli: Cli, learner: str, tmp_path: Path) -> None:
     run = ("--n-envs", 4, "--threads", 1, *GENERATED)
     sft = ("train", "--algo", "sft", "--policy", learner, "--n-demos", 2, "--epochs", 1, "--out", "sft", *run)

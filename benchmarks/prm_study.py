@@ -1,0 +1,591 @@
+"""PRM study: what process rewards add to demonstrations, ``python -m benchmarks.prm_study [--quick] [--starts 100 1000]``.
+
+Two starts, SFT on 100 and on 1,000 demonstrations of the searching expert, and three seeds of each. From a start: three
+iterations of AgentPRM; GRPO on outcomes with as many environment steps (what AgentPRM played to choose its best iteration
+included), and for as many minutes; two iterations of InversePRM on the demonstrations that the start was cloned from. Every
+policy plays every ``valid_seen`` game once, sampled at temperature 1, some of them greedily and on ``valid_unseen``, too. Then
+best-of-N: with each iteration's policy and PRM, and with the start's policy and the PRM that was fitted to its rollouts, which
+is a process reward model against which nothing was trained yet.
+
+Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
+as it is, so an interrupted study goes on; a part that was made with other settings, or of another model, is refused by name.
+The settings are the tables at the top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from algorithms.cli.common import provenance, write_json
+from algorithms.common.comparison import mean_interval, read_curves
+
+RESULTS = Path(__file__).parent / "results"
+
+Floats = NDArray[np.float64]
+
+
+# ---------------------------------------------------------------------- settings
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of the algorithms from one start; the lists are what ``agentprm train --set`` takes.
+
+    Attributes:
+        epochs: passes of SFT over the demonstrations.
+        sft: arguments of SFT.
+        agentprm: arguments of AgentPRM.
+        grpo: arguments of GRPO.
+        inverseprm: arguments of InversePRM.
+        agentprm_iterations: iterations of AgentPRM.
+        inverseprm_iterations: iterations of InversePRM.
+        n_envs: episodes that GRPO plays side by side: all of an iteration.
+    """
+
+    epochs: int = 8
+    sft: tuple[str, ...] = ()
+    agentprm: tuple[str, ...] = ()
+    # The step size that the other algorithms have; few games an iteration, since the budget is but a few thousand episodes.
+    grpo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=16", "group_size=8")
+    inverseprm: tuple[str, ...] = ()
+    agentprm_iterations: int = 3
+    inverseprm_iterations: int = 2
+    n_envs: int = 128
+
+
+#: Number of demonstrations of a start, and what is done with it and from it.
+STARTS: dict[int, Settings] = {
+    100: Settings(epochs=8),
+    1000: Settings(epochs=3),
+}
+#: Of every other number.
+OTHERS = Settings()
+#: A trial: the same parts, as small as they can be.
+QUICK = Settings(
+    epochs=2,
+    agentprm=(
+        *("n_games=8", "n_repeats=2", "n_trunks=12", "n_branch_states=6", "n_updates=3", "batch_size=4"),
+        *("prm_n_epochs=1", "n_validation_games=8"),
+    ),
+    grpo=("learning_rate=1e-3", "n_games=4", "group_size=4", "batch_size=16"),
+    inverseprm=("n_games=8", "n_repeats=1", "n_updates=3", "batch_size=4", "prm_n_epochs=1"),
+    agentprm_iterations=2,
+    n_envs=16,
+)
+QUICK_START, QUICK_GAMES = 20, 12
+
+#: Draws a turn; 1 is acting without a search, which is played anyway.
+BEST_OF = (1, 2, 4, 8, 16)
+#: Which policies choose among their draws, and with the PRM of which save. "agentprm_2" with "agentprm_2" is the PRM that
+#: the policy was improved against; with "agentprm_3" it would be one fitted to this policy's own rollouts, as "sft" has it.
+BEST_OF_LINES: dict[str, tuple[str, str]] = {
+    "sft": ("sft", "agentprm_1"),
+    "iteration_1": ("agentprm_1", "agentprm_1"),
+    "iteration_2": ("agentprm_2", "agentprm_2"),
+    "iteration_3": ("agentprm_3", "agentprm_3"),
+}
+#: Policies that also play greedily, and on ``valid_unseen``. "agentprm_kept" is the iteration that AgentPRM itself chose.
+GREEDY = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2")
+UNSEEN = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2")
+
+#: More than any run takes; the minutes end it.
+ENDLESS = 10**9
+
+TITLES = {
+    "sft": "SFT",
+    "agentprm_kept": "AgentPRM, the iteration it chose",
+    "grpo": "GRPO, equal rollouts",
+    "grpo_minutes": "GRPO, equal minutes",
+}
+
+
+# ---------------------------------------------------------------------- what is measured
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A policy and a way in which it plays.
+
+    Attributes:
+        name: unique; folder of the evaluation, and part of the figures' names.
+        policy: name of a model, see :meth:`Study.model`.
+        split: games.
+        greedy: whether it takes the likeliest command.
+        best_of: draws a turn.
+        prm: name of the model whose PRM chooses among them.
+        line: best-of-N only: a key of :data:`BEST_OF_LINES`.
+    """
+
+    name: str
+    policy: str
+    split: str = "valid_seen"
+    greedy: bool = False
+    best_of: int = 1
+    prm: str | None = None
+    line: str | None = None
+
+    @property
+    def mode(self) -> str:
+        """What distinguishes it from the sampled policy on ``valid_seen``: ``""``, ``"_greedy"`` or ``"_unseen"``."""
+        return ("_greedy" if self.greedy else "") + ("_unseen" if self.split == "valid_unseen" else "")
+
+
+def policies(settings: Settings) -> list[str]:
+    """Names of the policies from a start, in the order of the table."""
+    agent = [f"agentprm_{k + 1}" for k in range(settings.agentprm_iterations)]
+    inverse = [f"inverseprm_{k + 1}" for k in range(settings.inverseprm_iterations)]
+    return ["sft", *agent, "agentprm_kept", "grpo", "grpo_minutes", *inverse]
+
+
+def conditions(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[Condition]:
+    """All that is measured from a start; what names an iteration that there is not is left out."""
+    names = policies(settings)
+    out = [Condition(name, name) for name in names]
+    out += [Condition(f"{name}_greedy", name, greedy=True) for name in GREEDY if name in names]
+    out += [Condition(f"{name}_unseen", name, split="valid_unseen") for name in UNSEEN if name in names]
+    for line, (policy, prm) in BEST_OF_LINES.items():
+        if policy in names and prm in names:
+            searched = [n for n in best_of if n > 1]  # 1 is the policy as it plays anyway
+            out += [Condition(f"best_of_{n}_{line}", policy, best_of=n, prm=prm, line=line) for n in searched]
+    return out
+
+
+# ---------------------------------------------------------------------- parts
+class Study:
+    """Folders and commands of the study."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[int, Settings],
+        *,
+        max_games: int | None = None,
+        best_of: Sequence[int] = BEST_OF,
+    ) -> None:
+        self.folder, self.settings, self.max_games, self.best_of = folder, dict(settings), max_games, tuple(best_of)
+
+    def part(self, start: int, seed: int, name: str) -> Path:
+        """Folder of a part."""
+        return self.folder / f"sft{start}" / f"seed_{seed}" / name
+
+    def model(self, start: int, seed: int, policy: str) -> Path:
+        """The save of a policy: ``"agentprm_2"`` is what AgentPRM had after iteration 2.
+
+        Raises:
+            FileNotFoundError: the part is finished, but without this save.
+        """
+        name, _, which = policy.rpartition("_")
+        if name in ("agentprm", "inverseprm"):
+            out = self.part(start, seed, name)
+            path = out / "model.zip" if which == "kept" else out / "iterations" / f"{which}.zip"
+        else:
+            out = self.part(start, seed, policy)
+            path = out / "model.zip"
+        if not path.exists() and (out / "model.zip").exists():
+            raise FileNotFoundError(
+                f"{out} is finished, but has no {path.relative_to(out)}: the study needs an 'agentprm train' that saves "
+                "each iteration; delete the folder to train it again with such a one"
+            )
+        return path
+
+    def run(self, out: Path, done: str, *args: object) -> None:
+        """Run ``agentprm ... --out OUT`` in a process of its own, on one core, unless that is done.
+
+        What is asked for is left in ``OUT/asked.json``, with a hash of each model that goes in: what is done with other
+        settings, or of a model that has been trained anew since, must not stand beside the rest.
+
+        Args:
+            out: the part's folder.
+            done: the file in it that is there when the part is done.
+            args: the command line; a ``Path`` is a file that goes in.
+
+        Raises:
+            RuntimeError: with what it said, if it failed; or if it was done with other settings.
+        """
+        asked = {
+            "args": [str(x.relative_to(self.folder)) if isinstance(x, Path) else str(x) for x in args],
+            "inputs": {str(x.relative_to(self.folder)): _digest(x) for x in args if isinstance(x, Path)},
+        }
+        record = out / "asked.json"
+        if (out / done).exists():
+            found = json.loads(record.read_text()) if record.exists() else asked
+            if found != asked:
+                before, now = (" ".join(x["args"]) for x in (found, asked))
+                what = (
+                    f"was made by\n  {before}\nand now would be by\n  {now}" if before != now else "is of older models"
+                )
+                raise RuntimeError(f"{out} {what}\nDelete it to make it again, or choose another --runs.")
+            return
+        write_json(record, asked)
+        shared = ["--games", "generated", "--threads", 1, "--out", out]
+        command = [sys.executable, "-m", "algorithms.cli.main", *map(str, [*args, *shared])]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode:
+            words = " ".join(command[2:])
+            raise RuntimeError(f"{words} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
+
+    def train(self, start: int, seed: int, part: str) -> None:
+        """Train a part: ``"sft"``, ``"agentprm"``, ``"grpo"``, ``"grpo_minutes"`` or ``"inverseprm"``."""
+        settings = self.settings[start]
+        if part == "sft":
+            chosen = settings.sft
+            args: list[object] = ["--algo", "sft", "--n-demos", start, "--epochs", settings.epochs]
+        else:
+            policy = ["--policy", self.model(start, seed, "sft")]
+            if part == "agentprm":
+                chosen = settings.agentprm
+                args = ["--algo", "agentprm", *policy, "--iterations", settings.agentprm_iterations]
+            elif part == "inverseprm":
+                chosen = settings.inverseprm
+                demos = self.part(start, seed, "sft") / "demos.jsonl.gz"
+                args = ["--algo", "inverseprm", *policy, "--demos", demos]
+                args += ["--iterations", settings.inverseprm_iterations]
+            else:
+                chosen = settings.grpo
+                steps, minutes = self.spent(start, seed, "agentprm")
+                budget: list[object] = ["--timesteps", steps]
+                if part == "grpo_minutes":
+                    budget = ["--timesteps", ENDLESS, "--minutes", f"{max(minutes, 0.1):.2f}"]
+                args = ["--algo", "grpo", *policy, *budget, "--n-envs", settings.n_envs]
+        own = ["--set", *chosen] if chosen else []
+        self.run(self.part(start, seed, part), "model.zip", "train", *args, *own, "--seed", seed)
+
+    def evaluate(self, start: int, seed: int, condition: Condition) -> None:
+        """Let a policy play every game of a split once."""
+        args: list[object] = [self.model(start, seed, condition.policy), "--split", condition.split]
+        if condition.greedy:
+            args += ["--temperature", 0]
+        if condition.prm is not None:
+            args += ["--best-of", condition.best_of, "--prm", self.model(start, seed, condition.prm)]
+        if self.max_games is not None:
+            args += ["--max-games", self.max_games]
+        self.run(self.evaluation(start, seed, condition), "result.json", "eval", *args, "--seed", seed)
+
+    def evaluation(self, start: int, seed: int, condition: Condition) -> Path:
+        """Folder of an evaluation."""
+        return self.part(start, seed, "eval") / condition.name
+
+    def spent(self, start: int, seed: int, part: str) -> tuple[int, float]:
+        """What a finished run took: environment steps, and minutes since ``learn`` began.
+
+        AgentPRM does not count the turns of the games by which it chooses its best iteration. They are outcomes that it sees,
+        so they are added here: as many episodes as it played, each as long as the policy's training episodes at that time.
+        """
+        from agentprm_gym.saving import read_save
+
+        out = self.part(start, seed, part)
+        manifest = read_save(out / "model.zip").manifest
+        steps = int(manifest["counters"]["num_timesteps"])
+        n_validation = manifest["data"].get("n_validation_games") or 0
+        if n_validation:
+            lengths = _curve(out, "rollout/ep_len_mean")  # (K,), before each iteration
+            steps += round(n_validation * float(lengths.sum() + lengths[-1]))
+        return steps, float(_curve(out, "time/time_elapsed")[-1]) / 60
+
+    def kept(self, start: int, seed: int) -> int:
+        """Which iteration AgentPRM chose by success on held-out train games; 0 is the start."""
+        from agentprm_gym.saving import read_save
+
+        best = read_save(self.model(start, seed, "agentprm_kept")).adapters["policy"]
+        for k in range(1, self.settings[start].agentprm_iterations + 1):
+            other = read_save(self.model(start, seed, f"agentprm_{k}")).adapters["policy"]
+            if all(bool((best[name] == other[name]).all()) for name in best):
+                return k
+        return 0
+
+    def go(self, seeds: Sequence[int], jobs: int) -> None:
+        """Do all that is not done."""
+        pairs = list(itertools.product(self.settings, seeds))
+        with ThreadPoolExecutor(jobs) as pool:
+            # One after another, since the later need the earlier; what is timed runs beside what is as busy.
+            for parts in (["sft"], ["agentprm", "inverseprm"], ["grpo", "grpo_minutes"]):
+                tasks = [(start, seed, part) for part in parts for start, seed in pairs]
+                for (start, seed, part), _ in zip(tasks, pool.map(lambda x: self.train(*x), tasks), strict=True):
+                    steps, minutes = self.spent(start, seed, part)
+                    print(f"sft{start}, seed {seed}: {part}, {steps:,} steps, {minutes:.1f} minutes", flush=True)
+            plays = [(*pair, c) for pair in pairs for c in conditions(self.settings[pair[0]], self.best_of)]
+            for (start, seed, c), _ in zip(plays, pool.map(lambda x: self.evaluate(*x), plays), strict=True):
+                row = read_row(self.evaluation(start, seed, c))
+                print(f"sft{start}, seed {seed}: {c.name} {100 * row['success']:.1f} %", flush=True)
+
+
+def _digest(path: Path) -> str:
+    """Twelve digits that stand for what a file holds; none for a file that is not there yet."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
+
+
+def _curve(run: Path, tag: str) -> Floats:
+    """The values of a tag of one run, (K,)."""
+    (points,) = read_curves({run.name: run / "tb"}, [tag])[0].seeds.values()
+    return points[1]
+
+
+# ---------------------------------------------------------------------- figures
+def read_row(evaluation: Path) -> dict[str, Any]:
+    """What ``agentprm eval`` found, over all task types.
+
+    Raises:
+        FileNotFoundError: if it has not been run.
+    """
+    path = evaluation / "result.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: this part of the study has not been run")
+    row: dict[str, Any] = json.loads(path.read_text())["rows"][-1]
+    return {key: row[key] for key in ("n", "success", "low", "high", "mean_steps")}
+
+
+def seed_rows(study: Study, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """A row for each start, seed and condition."""
+    return [
+        {
+            "start": start,
+            "seed": seed,
+            **{key: value for key, value in dataclasses.asdict(c).items() if value is not None},
+            **read_row(study.evaluation(start, seed, c)),
+        }
+        for start, settings in study.settings.items()
+        for seed in seeds
+        for c in conditions(settings, study.best_of)
+    ]
+
+
+def by_condition(rows: Iterable[Mapping[str, Any]], start: int, key: str = "success") -> dict[str, Floats]:
+    """A column of the rows from one start: name of the condition -> (S,), seeds in their order."""
+    columns: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["start"] == start:
+            columns.setdefault(row["name"], {})[row["seed"]] = row[key]
+    return {name: np.array([values[seed] for seed in sorted(values)]) for name, values in columns.items()}
+
+
+def differences(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[tuple[str, str, str]]:
+    """What is compared with what, seed by seed, always in the same way of playing: name, against, name of the figure."""
+    out = []
+    for c in conditions(settings, best_of):
+        if c.line is not None:
+            out.append((c.name, c.policy, f"{c.name}_minus_best_of_1"))
+            continue
+        if c.policy != "sft":
+            out.append((c.name, f"sft{c.mode}", f"{c.name}_minus_sft"))
+        if c.policy.startswith("agentprm"):
+            out += [(c.name, f"{x}{c.mode}", f"{c.name}_minus_{x}") for x in ("grpo", "grpo_minutes")]
+    return out
+
+
+def figures_of(rows: Sequence[Mapping[str, Any]], study: Study) -> dict[str, float]:
+    """Means over seeds, each with half its 95 % interval (Student's t) where there are several seeds; flat and by name."""
+    figures: dict[str, float] = {}
+
+    def add(name: str, values: Floats) -> None:
+        mean, half = mean_interval(values)
+        figures[name] = float(mean)
+        if len(values) > 1:
+            figures[f"{name}_half_interval"] = float(half)
+
+    for start, settings in study.settings.items():
+        success, steps = by_condition(rows, start), by_condition(rows, start, "mean_steps")
+        for c in conditions(settings, study.best_of):
+            # A curve of best-of-N is a figure a point; that of a policy is its success.
+            add(f"sft{start}_{c.name}" + ("" if c.line else "_success"), success[c.name])
+            if c.line is None:
+                add(f"sft{start}_{c.name}_mean_steps", steps[c.name])
+        for line, (policy, _) in lines(settings).items():
+            add(f"sft{start}_best_of_1_{line}", success[policy])
+        for name, against, figure in differences(settings, study.best_of):
+            if against in success:
+                add(f"sft{start}_{figure}", success[name] - success[against])
+    return figures
+
+
+def lines(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Those of :data:`BEST_OF_LINES` whose models there are."""
+    names = policies(settings)
+    return {line: pair for line, pair in BEST_OF_LINES.items() if set(pair) <= set(names)}
+
+
+# ---------------------------------------------------------------------- showing
+def _cell(figures: Mapping[str, float], name: str, sign: str = "") -> str:
+    """A mean in percent with half its interval; empty where there is no such figure."""
+    if name not in figures:
+        return ""
+    half = figures.get(f"{name}_half_interval")
+    return f"{100 * figures[name]:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _title(policy: str) -> str:
+    """A policy's name for people."""
+    name, _, iteration = policy.rpartition("_")
+    long = {"agentprm": "AgentPRM", "inverseprm": "InversePRM"}
+    return TITLES[policy] if policy in TITLES else f"{long[name]}, iteration {iteration}"
+
+
+def print_tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> None:
+    """Two tables a start: the policies, and best-of-N."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for start, settings in study.settings.items():
+        intervals = f"{n_seeds} seeds, 95 % intervals over these" if n_seeds > 1 else "1 seed"
+        how = f"SFT on {start} demonstrations, {intervals}"
+        table = Table(title=f"success % on valid_seen, sampled; {how}")
+        columns = {
+            "success %": ("_success", ""),
+            "against SFT": ("_minus_sft", "+"),
+            "against GRPO, equal rollouts": ("_minus_grpo", "+"),
+            "against GRPO, equal minutes": ("_minus_grpo_minutes", "+"),
+            "greedy": ("_greedy_success", ""),
+            "valid_unseen": ("_unseen_success", ""),
+        }
+        table.add_column("policy")
+        for name in (*columns, "mean steps"):
+            table.add_column(name, justify="right")
+        for policy in policies(settings):
+            key = f"sft{start}_{policy}"
+            cells = [_cell(figures, key + figure, sign) for figure, sign in columns.values()]
+            table.add_row(_title(policy), *cells, f"{figures[f'{key}_mean_steps']:.1f}")
+        console.print(table)
+        table = Table(title=f"best-of-N by the PRM, success % on valid_seen; {how}")
+        table.add_column("policy, PRM")
+        for n in study.best_of:
+            table.add_column(str(n), justify="right")
+        for line, pair in lines(settings).items():
+            cells = [_cell(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of]
+            table.add_row(_pair_title(*pair), *cells)
+        console.print(table)
+
+
+def _pair_title(policy: str, prm: str) -> str:
+    """A policy and the PRM that chooses for it."""
+    which = "its PRM" if policy == prm else f"PRM of iteration {prm.rpartition('_')[2]}"
+    return f"{_title(policy)}, {which}"
+
+
+def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
+    """Two panels a start: success over iterations, and best-of-N."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot as plt
+
+    n_starts = len(study.settings)
+    chart, panels = plt.subplots(
+        n_starts, 2, figsize=(12.5, 4.4 * n_starts), squeeze=False, layout="constrained", dpi=130
+    )
+
+    def plot(panel: Any, label: str, points: Mapping[float, str], **how: Any) -> None:
+        heights = [100 * figures[name] for name in points.values()]
+        halves = [100 * figures.get(f"{name}_half_interval", 0.0) for name in points.values()]
+        panel.errorbar(list(points), heights, yerr=halves, label=label, capsize=3, marker="o", markersize=4, **how)
+
+    for (start, settings), (left, right) in zip(study.settings.items(), panels, strict=True):
+        key = f"sft{start}_{{}}_success"
+        last = settings.agentprm_iterations
+        for i, (name, label) in enumerate({"agentprm": "AgentPRM", "inverseprm": "InversePRM"}.items()):
+            n = last if name == "agentprm" else settings.inverseprm_iterations
+            # Beside each other, so that intervals can be told apart; the start is common to all.
+            points = {0.0: key.format("sft")} | {k + 0.04 * i: key.format(f"{name}_{k}") for k in range(1, n + 1)}
+            plot(left, label, points, color=f"C{i}")
+        for i, name in enumerate(("grpo", "grpo_minutes")):
+            # Of GRPO only the end was measured, where its budget is that of all iterations.
+            points = {0.0: key.format("sft"), last + 0.06 * (i + 1): key.format(name)}
+            plot(left, TITLES[name], points, color=f"C{2 + i}", linestyle=":")
+        left.set_xticks(range(last + 1), ["SFT", *map(str, range(1, last + 1))])
+        left.set_xlabel("iteration")
+        for i, (line, pair) in enumerate(lines(settings).items()):
+            points = {float(n): f"sft{start}_best_of_{n}_{line}" for n in study.best_of}
+            plot(right, _pair_title(*pair), points, color=f"C{4 + i}")
+        right.set_xscale("log", base=2)
+        right.set_xticks(study.best_of, list(map(str, study.best_of)))
+        right.set_xlabel("N of best-of-N")
+        for panel in (left, right):
+            panel.set_ylabel("success % on valid_seen")
+            panel.set_title(f"from SFT on {start} demonstrations", fontsize="medium")
+            panel.grid(alpha=0.25)
+            panel.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(path)
+    plt.close(chart)
+
+
+def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = False) -> None:
+    """Print the tables, and write the JSON and the PNG beside it."""
+    seeds = sorted(set(seeds))
+    rows = seed_rows(study, seeds)
+    figures = figures_of(rows, study)
+    cost: list[dict[str, Any]] = []
+    for start, seed in itertools.product(study.settings, seeds):
+        for part in ("sft", "agentprm", "grpo", "grpo_minutes", "inverseprm"):
+            steps, minutes = study.spent(start, seed, part)
+            cost.append({"start": start, "seed": seed, "part": part, "steps": steps, "minutes": minutes})
+            if part == "agentprm":
+                cost[-1]["kept_iteration"] = study.kept(start, seed)
+        for part in ("sft", "agentprm", "grpo", "grpo_minutes", "inverseprm"):
+            spent = [x for x in cost if (x["start"], x["part"]) == (start, part)]
+            for key in ("steps", "minutes"):
+                figures[f"sft{start}_{part}_train_{key}"] = float(np.mean([x[key] for x in spent]))
+    some = study.evaluation(next(iter(study.settings)), seeds[0], Condition("sft", "sft"))
+    print_tables(figures, study, len(seeds))
+    draw(figures, study, path.with_suffix(".png"))
+    write_json(
+        path,
+        {
+            "name": "prm_study",
+            **provenance(),
+            "date": datetime.date.today().isoformat(),
+            "seeds": seeds,
+            "quick": quick,
+            "games": json.loads((some / "result.json").read_text())["games"],
+            "settings": {
+                "starts": {str(start): dataclasses.asdict(s) for start, s in study.settings.items()},
+                "best_of": study.best_of,
+                "best_of_lines": BEST_OF_LINES,
+                "max_games": study.max_games,
+            },
+            "figures": figures,
+            "cost": cost,
+            "rows": rows,
+        },
+    )
+    print(f"written to {path} and {path.with_suffix('.png')}")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, one small start, a few games: a first look")
+    parser.add_argument("--starts", type=int, nargs="+", default=list(STARTS), help="demonstrations of each start")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one core each")
+    parser.add_argument("--max-games", type=int, help="evaluation games at most (default: all of a split)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/prm_study"), help="where the run folders are")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="result file; a .png beside it (default: benchmarks/results/prm_study.json; with --quick beside the runs)",
+    )
+    args = parser.parse_args()
+    settings = {start: STARTS.get(start, OTHERS) for start in args.starts}
+    folder, seeds, max_games = args.runs, args.seeds, args.max_games
+    best_of: Sequence[int] = BEST_OF
+    out = args.out or RESULTS / "prm_study.json"
+    if args.quick:
+        folder, seeds, max_games, best_of = folder.with_name(folder.name + "_quick"), seeds[:1], QUICK_GAMES, (1, 4)
+        settings, out = {QUICK_START: QUICK}, args.out or folder / "prm_study.json"
+    study = Study(folder, settings, max_games=max_games, best_of=best_of)
+    study.go(seeds, args.jobs)
+    report(study, seeds, out, quick=args.quick)
+
+
+if __name__ == "__main__":
+    main()

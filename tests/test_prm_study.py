@@ -1,0 +1,142 @@
+"""The study of process rewards: what stands in its figures, and what of its run folders it takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import prm_study
+from benchmarks.prm_study import Condition, Settings, Study, conditions, differences, figures_of, seed_rows
+
+STARTS = {20: Settings(agentprm_iterations=2, inverseprm_iterations=1), 50: Settings()}
+SEEDS = (0, 1)
+BEST_OF = (1, 4)
+
+
+def write_result(folder: Path, success: float, steps: float = 10.0) -> None:
+    row = {"name": "all", "n": 8, "success": success, "low": 0.0, "high": 1.0, "mean_steps": steps}
+    folder.mkdir(parents=True)
+    rows = [{**row, "name": "look", "success": 0.0}, row]
+    (folder / "result.json").write_text(json.dumps({"rows": rows, "games": {"source": "generated"}}))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """All evaluations there: the i-th condition of a start wins i % of the games with seed 0, and 2 i % with seed 1."""
+    study = Study(tmp_path / "runs", STARTS, best_of=BEST_OF)
+    for start, settings in STARTS.items():
+        for i, c in enumerate(conditions(settings, BEST_OF)):
+            for seed in SEEDS:
+                write_result(study.evaluation(start, seed, c), i * (1 + seed) / 100)
+    return study
+
+
+def test_conditions_have_names_of_their_own_and_stay_within_the_iterations() -> None:
+    names = [c.name for c in conditions(STARTS[20], BEST_OF)]
+    assert len(set(names)) == len(names)
+    assert names[:6] == ["sft", "agentprm_1", "agentprm_2", "agentprm_kept", "grpo", "grpo_minutes"]
+    assert {"best_of_4_sft", "best_of_4_iteration_2", "sft_greedy", "grpo_unseen"} <= set(names)
+    assert not {"agentprm_3", "inverseprm_2_greedy", "best_of_4_iteration_3", "best_of_1_sft"} & set(names)
+
+
+def test_figures_are_means_and_paired_differences(study: Study) -> None:
+    rows = seed_rows(study, SEEDS)
+    names = {start: [c.name for c in conditions(s, BEST_OF)] for start, s in STARTS.items()}
+    assert len(rows) == len(SEEDS) * sum(map(len, names.values()))
+    figures = figures_of(rows, study)
+
+    def check(figure: str, start: int, name: str, against: str | None = None) -> None:
+        at = names[start].index(name) - (0 if against is None else names[start].index(against))
+        assert figures[figure] == pytest.approx(1.5 * at / 100)
+        # Two seeds: values i and 2 i, whose standard error is i / 2.
+        assert figures[f"{figure}_half_interval"] == pytest.approx(12.706 * abs(at) / 200)
+
+    check("sft20_agentprm_2_success", 20, "agentprm_2")
+    check("sft50_agentprm_3_success", 50, "agentprm_3")
+    check("sft50_agentprm_3_minus_sft", 50, "agentprm_3", "sft")
+    check("sft50_agentprm_3_minus_grpo", 50, "agentprm_3", "grpo")
+    check("sft50_agentprm_kept_greedy_minus_grpo_minutes", 50, "agentprm_kept_greedy", "grpo_minutes_greedy")
+    check("sft50_inverseprm_2_minus_sft", 50, "inverseprm_2", "sft")
+    check("sft50_inverseprm_2_unseen_minus_sft", 50, "inverseprm_2_unseen", "sft_unseen")
+    check("sft50_best_of_4_iteration_1", 50, "best_of_4_iteration_1")
+    check("sft50_best_of_1_iteration_1", 50, "agentprm_1")
+    check("sft50_best_of_4_sft_minus_best_of_1", 50, "best_of_4_sft", "sft")
+    assert figures["sft20_grpo_mean_steps"] == 10
+    assert all(isinstance(value, float) for value in figures.values())
+
+
+def test_one_seed_has_no_intervals(study: Study) -> None:
+    figures = figures_of(seed_rows(study, [1]), study)
+    assert figures["sft20_agentprm_1_success"] == pytest.approx(0.02)
+    assert not any(name.endswith("_half_interval") for name in figures)
+
+
+def test_differences_compare_the_same_way_of_playing() -> None:
+    by_name = {c.name: c for c in conditions(Settings())}
+    for name, against, _ in differences(Settings()):
+        if against in by_name and by_name[name].line is None:
+            assert by_name[name].mode == by_name[against].mode
+    assert len({figure for _, _, figure in differences(Settings())}) == len(differences(Settings()))
+
+
+def test_seeds_stand_in_their_order() -> None:
+    rows = [{"start": 20, "seed": seed, "name": "sft", "success": seed / 10} for seed in (2, 0, 1)]
+    np.testing.assert_allclose(prm_study.by_condition(rows, 20)["sft"], [0, 0.1, 0.2])
+
+
+def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = figures_of(seed_rows(study, SEEDS), study)
+    prm_study.print_tables(figures, study, len(SEEDS))
+    said = capsys.readouterr().out
+    assert "InversePRM, iteration 1" in said and "PRM of iteration 1" in said and "GRPO, equal minutes" in said
+    prm_study.draw(figures, study, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 10_000
+
+
+def test_a_missing_part_says_so(study: Study) -> None:
+    (study.evaluation(20, 0, Condition("grpo", "grpo")) / "result.json").unlink()
+    with pytest.raises(FileNotFoundError, match="has not been run"):
+        seed_rows(study, SEEDS)
+    agentprm = study.part(20, 0, "agentprm")
+    agentprm.mkdir()
+    assert study.model(20, 0, "agentprm_1") == agentprm / "iterations" / "1.zip"  # still to come
+    (agentprm / "model.zip").touch()
+    assert study.model(20, 0, "agentprm_kept") == agentprm / "model.zip"
+    with pytest.raises(FileNotFoundError, match="saves each iteration"):
+        study.model(20, 0, "agentprm_1")
+
+
+def test_what_is_done_is_taken_and_with_other_settings_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study(tmp_path, {20: Settings()})
+    model = study.model(20, 0, "sft")
+    calls: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> Any:
+        calls.append(command)
+        out = Path(command[command.index("--out") + 1])
+        (out / "model.zip").write_text(f"model {len(calls)}")
+        return type("Ended", (), {"returncode": 0})
+
+    monkeypatch.setattr(prm_study.subprocess, "run", run)
+    study.train(20, 0, "sft")
+    study.train(20, 0, "sft")
+    assert len(calls) == 1 and calls[0][3:8] == ["train", "--algo", "sft", "--n-demos", "20"]
+    study.train(20, 0, "inverseprm")
+    assert len(calls) == 2 and calls[1][calls[1].index("--demos") + 1] == str(model.with_name("demos.jsonl.gz"))
+
+    other = Study(tmp_path, {20: Settings(epochs=3)})
+    with pytest.raises(RuntimeError, match=r"--epochs 8.*\n.*\n.*--epochs 3"):
+        other.train(20, 0, "sft")
+    model.write_text("another one")
+    with pytest.raises(RuntimeError, match="is of older models"):
+        study.train(20, 0, "inverseprm")
+
+
+def test_what_failed_says_what_it_said(tmp_path: Path) -> None:
+    study = Study(tmp_path, {})
+    with pytest.raises(RuntimeError, match=r"ended with 2(.|\n)*invalid choice"):
+        study.run(tmp_path / "out", "model.zip", "no-such-verb")
