@@ -12,7 +12,7 @@ import torch
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
-from agentprm_gym.rewards.prm import ProcessRewardModel, load_prm
+from agentprm_gym.rewards.prm import FORMS, ProcessRewardModel, load_prm
 from algorithms import AgentPRM, InversePRM
 from algorithms.agent_prm.critic import critic_samples, state_values
 from algorithms.agent_prm.fit import value_loss
@@ -60,6 +60,21 @@ def test_commands_of_a_state_rank_as_the_adapter_would_say_them(prm: ProcessRewa
             offset = z - alpha * row  # v(s), the same for every command
             assert offset.tolist() == pytest.approx([float(offset[0])] * len(z), abs=1e-4)
             assert len(z) == 1 or float(z.std()) > 1e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_commands_score_as_each_alone(learner: str, form: str) -> None:
+    prm = ProcessRewardModel(LanguageModel.load(learner), form=form)
+    randomise(prm.lm, "prm", scale=0.2)
+    with torch.no_grad():
+        prm.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    episodes = make_episodes(3)
+    episodes[0].turns[0].command = "dance"
+    turns = [[0], [1, 0], list(range(len(episodes[2].turns)))]
+    for e, which, rows in zip(episodes, turns, prm.score_all(episodes, turns), strict=True):
+        expected = prm.score([(e.task, e.turns, [(t, list(e.turns[t].admissible_commands)) for t in which])])[0]
+        for row, q in zip(rows, expected, strict=True):
+            assert torch.sigmoid(row).tolist() == pytest.approx(q.tolist(), abs=1e-4)
 
 
 def test_v_moves_all_commands_alike(prm: ProcessRewardModel) -> None:

@@ -80,6 +80,7 @@ OPTIMIZERS = [
     {"optimizer": "online_dpo", "loss": "ipo"},
     {"optimizer": "rejection"},
     {"optimizer": "grpo"},
+    {"optimizer": "mpo"},
 ]
 
 
@@ -118,6 +119,18 @@ def test_a_stronger_pull_stays_nearer_the_reference(lm: LanguageModel, how: dict
         before, after, _ = improve(lm, evidence=Evidence(table, prior_visits=1.0), beta=beta, **how)
         moved.append(float((after - before).abs().max()))
     assert moved[0] > 1.5 * moved[1]
+
+
+def test_mpo_ends_at_the_optimum_in_closed_form(lm: LanguageModel) -> None:
+    """The reference times exp(Q / beta), where Q is .5, the PRM's, of a command never tried and 1 or 0 of those that were."""
+    table = QTable(0.95)
+    table.add([bandit("help", True)] * 100 + [bandit("look", False)] * 100)
+    evidence = Evidence(table, prior_visits=0.01)
+    settings = {"n_updates": 150, "learning_rate": 1e-2, "beta": 3.0}
+    before, after, _ = improve(lm, optimizer="mpo", evidence=evidence, **settings)
+    commands = bandit("look", False).turns[0].admissible_commands
+    q = torch.tensor([{"help": 1.0, "look": 0.0}.get(command, 0.5) for command in commands])
+    assert after.exp().tolist() == pytest.approx(torch.softmax(before + q / 3.0, 0).tolist(), abs=0.01)
 
 
 def test_ipo_is_least_at_its_margin() -> None:

@@ -31,9 +31,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from agentprm_gym.episodes import Turn
+from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel, lora_settings
 from agentprm_gym.llm.packing import TokenTree, pack
+from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.llm.transcripts import Passage, encode_turns
 from agentprm_gym.llm.trie import grouped_log_softmax
 from agentprm_gym.saving import SavedModel, check_base, read_save
@@ -318,6 +319,43 @@ class ProcessRewardModel:
         with self.lm.active(self.adapter):
             return [[torch.sigmoid(x).cpu() for x in item] for item in self.logits(items)]
 
+    @torch.no_grad()
+    def score_all(
+        self, episodes: Sequence[Episode], turns: Sequence[Sequence[int]] | None = None
+    ) -> list[list[torch.Tensor]]:
+        """Logits of every admissible command at turns of episodes; activates the adapter.
+
+        Args:
+            episodes: a batch.
+            turns: for each episode the turns that are wanted; all where ``None``.
+
+        Returns:
+            For each episode, for each wanted turn, (n_commands,) in the order of ``turn.admissible_commands``.
+        """
+        wanted = [list(range(len(e.turns))) for e in episodes] if turns is None else [list(which) for which in turns]
+        with self.lm.active(self.adapter):
+            if not isinstance(self.head, LogProbHead):
+                items = [
+                    (e.task, e.turns, [(t, e.turns[t].admissible_commands) for t in which])
+                    for e, which in zip(episodes, wanted, strict=True)
+                ]
+                return self.logits(items)
+            # A trie holds what the commands share once: a fraction of a branch for each. One command more tells v(s).
+            known = [
+                [list(e.turns[t].admissible_commands).index(_known_command(e.turns[t])) for t in which]
+                for e, which in zip(episodes, wanted, strict=True)
+            ]
+            items = [
+                (e.task, e.turns, [(t, [_known_command(e.turns[t])]) for t in which])
+                for e, which in zip(episodes, wanted, strict=True)
+            ]
+            log_probs = episode_log_probs(Responder(self.lm), episodes, wanted)
+            alpha = self.head.log_alpha.exp()
+            return [
+                [z[0] + alpha * (row - row[i]) for z, row, i in zip(*of_episode, strict=True)]
+                for of_episode in zip(self.logits(items), log_probs, known, strict=True)
+            ]
+
     def score_turns(self, task: str, turns: Sequence[Turn]) -> torch.Tensor:
         """Q of the executed command of every turn, shape (T,)."""
         (scores,) = self.score([(task, turns, [(t, [turn.command]) for t, turn in enumerate(turns)])])
@@ -437,6 +475,11 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, end_of_turn: int) -> int:
     """A token to pad with. A classifier reads the last token that is none: it must not be one that texts end with."""
     special = [tokenizer.pad_token_id, *tokenizer.all_special_ids, *range(len(tokenizer))]
     return next(int(i) for i in special if i is not None and i != end_of_turn)
+
+
+def _known_command(turn: Turn) -> str:
+    """The executed command where it was admissible, which is in the trunk already; else the first that was."""
+    return turn.command if turn.command in turn.admissible_commands else turn.admissible_commands[0]
 
 
 def form_of(head: Mapping[str, torch.Tensor]) -> str:

@@ -71,6 +71,8 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         n_samples: int = 8,
         beta: float = 0.2,
         margin: float = 0.15,
+        score_scale: str = "probability",
+        normalize_scores: bool = False,
         target_kl: float | None = None,
         imitation_coef: float = 1.0,
         n_validation_games: int = 100,
@@ -110,6 +112,8 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             n_samples: commands sampled a state.
             beta: pull to the previous policy.
             margin: smallest gap of scores between the best and the worst sample of a state that is learnt from.
+            score_scale: whether scores are compared as ``"probability"`` or ``"logit"``.
+            normalize_scores: of ``"grpo"``: bring a state's scores to deviation 1.
             target_kl: stop an iteration's policy updates above this KL to the previous policy, in nats a turn.
             imitation_coef: weight of imitating good episodes beside it; 0: none.
             n_validation_games: train games held out to choose the best iteration by.
@@ -150,6 +154,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         self.optimizer, self.loss = optimizer, loss
         self.n_updates, self.batch_size = n_updates, batch_size
         self.turns_per_episode, self.n_samples = turns_per_episode, n_samples
+        self.score_scale, self.normalize_scores = score_scale, normalize_scores
         self.beta, self.margin, self.target_kl, self.imitation_coef = beta, margin, target_kl, imitation_coef
         if level not in LEVELS:
             raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
@@ -299,7 +304,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
 
     def _improvement_settings(self, learning_rate: float) -> ImprovementSettings:
         own = {"optimizer", "loss", "n_updates", "batch_size", "turns_per_episode", "n_samples", "beta", "margin"}
-        own |= {"target_kl", "imitation_coef", "max_grad_norm"}
+        own |= {"target_kl", "imitation_coef", "max_grad_norm", "score_scale", "normalize_scores"}
         return ImprovementSettings(learning_rate=learning_rate, **{name: getattr(self, name) for name in own})
 
     def _improve_against_prm(

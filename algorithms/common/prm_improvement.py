@@ -1,17 +1,23 @@
 """Stage 3: a policy is improved against a process reward model, with the previous policy as reference.
 
 A contextual bandit over logged states: sample commands from the *current* policy, let the PRM score them, and move the policy
-(paper Algorithm 1, step 3). Three ways to move it:
+(paper Algorithm 1, step 3). Four ways to move it:
 
 - ``"online_dpo"``: towards the best sample and away from the worst, by the DPO loss (Rafailov et al., arXiv 2305.18290) or
   IPO's (Azar et al., arXiv 2310.12036). Pairs whose scores differ by less than a margin are dropped and counted: their order is
   noise.
 - ``"rejection"``: imitate the best sample, best-of-N; where all are equally good within the margin, none.
-- ``"grpo"``: the policy gradient with scores normalised within the state (Shao et al., arXiv 2402.03300); samples are fresh, so
-  ratios are 1.
+- ``"grpo"``: the policy gradient with scores compared within the state (Shao et al., arXiv 2402.03300); samples are fresh, so
+  ratios are 1. Scores are not brought to unit size unless asked for: where a state's scores differ by nothing but noise, that
+  would learn the noise. In logits its aim is ``pi(a|s) ~ reference(a|s) * exp(logit Q(s, a) / beta)``, the paper's objective.
 
-The last two hold to the reference by ``beta`` times the exact KL divergence over the admissible commands; DPO's ``beta`` does
-that by itself.
+- ``"mpo"``: nothing is sampled. The paper's objective, scores minus ``beta`` times the KL divergence to the reference, has an
+  optimum in closed form over the admissible commands, ``pi(a|s) ~ reference(a|s) * exp(score(s, a) / beta)``, and the policy is
+  fitted to it by cross-entropy (maximum a posteriori policy optimisation, Abdolmaleki et al., arXiv 1806.06920). The PRM must
+  score every admissible command: with the ``"log_prob"`` form one pass does; with ``"scalar"`` it costs a branch for each.
+
+``"rejection"`` and ``"grpo"`` hold to the reference by ``beta`` times the exact KL divergence over the admissible commands;
+DPO's ``beta`` does that by itself.
 
 With a table of Monte-Carlo visits the PRM is the prior and the visits are the evidence: a command tried ``n`` times with
 mean return ``q`` scores ``(n * q + k * PRM) / (n + k)``. A PRM fitted to a few thousand episodes ranks the commands of one
@@ -33,8 +39,9 @@ from agentprm_gym.llm.scoring import Responder, episode_log_probs, sample_comman
 from agentprm_gym.rewards.prm import ProcessRewardModel
 from algorithms.common.visits import QTable, state_keys
 
-OPTIMIZERS = ("online_dpo", "rejection", "grpo")
+OPTIMIZERS = ("online_dpo", "rejection", "grpo", "mpo")
 LOSSES = ("dpo", "ipo")
+SCORE_SCALES = ("probability", "logit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,9 @@ class ImprovementSettings:
         n_samples: commands sampled a state.
         beta: strength of the pull to the reference.
         margin: smallest difference of scores between the best and the worst, for a state to be learnt from.
+        score_scale: what scores are compared as: ``"probability"``, Q, or its ``"logit"``. Where chances are small, differences
+            of Q are tiny though one command may double them.
+        normalize_scores: of ``"grpo"``: bring a state's scores to deviation 1.
         imitation_coef: weight of imitating episodes beside it; 0: none.
         temperature: of sampling.
         target_kl: stop when the KL to the reference, averaged over the last five updates, exceeds this (nats a turn); the
@@ -67,6 +77,8 @@ class ImprovementSettings:
     n_samples: int = 8
     beta: float = 0.2
     margin: float = 0.15
+    score_scale: str = "probability"
+    normalize_scores: bool = False
     imitation_coef: float = 0.0
     temperature: float = 1.0
     target_kl: float | None = None
@@ -82,6 +94,9 @@ class ImprovementSettings:
             raise ValueError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}, got {self.optimizer!r}")
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
+        if self.score_scale not in SCORE_SCALES:
+            known = ", ".join(map(repr, SCORE_SCALES))
+            raise ValueError(f"score_scale must be one of {known}, got {self.score_scale!r}")
         if self.n_samples < 2:
             raise ValueError(f"n_samples must be 2 or more, got {self.n_samples}: one command compares with nothing")
 
@@ -224,20 +239,22 @@ def improve_policy(
         ]
         with lm.active(policy, train=True):
             log_probs = episode_log_probs(responder, batch, turns)
-            sampled = _sample(batch, turns, log_probs, settings, rng, stats)
-            if not sampled:
-                continue
             with torch.no_grad(), lm.active(reference):
                 ref = episode_log_probs(responder, batch, turns)
-            useful = _score(
-                prm, batch if read is None else [read(e) for e in batch], sampled, evidence, settings, stats
-            )
+            shown = batch if read is None else [read(e) for e in batch]
+            useful: list[_State] = []
+            loss = None
+            if settings.optimizer == "mpo":
+                loss = _mpo_loss(prm, shown, turns, log_probs, ref, evidence, settings, stats)
+            else:
+                sampled = _sample(batch, turns, log_probs, settings, rng, stats)
+                useful = _score(prm, shown, sampled, evidence, settings, stats) if sampled else []
+                loss = _loss(useful, log_probs, ref, settings, stats) if useful else None
             _record_kl(log_probs, ref, stats)
             if settings.imitation_coef > 0 and successes:
                 imitation = _imitation_loss(responder, successes, settings.batch_size, rng)
                 (settings.imitation_coef * imitation).backward()
-            if useful:
-                loss = _loss(useful, log_probs, ref, settings, stats)
+            if loss is not None:
                 loss.backward()
                 stats.losses.append(loss.item())
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
@@ -273,22 +290,62 @@ def _loss(
     if settings.optimizer == "rejection":
         gains = torch.stack([row[s.best] for s, row in zip(states, now, strict=True)])
     else:
-        gains = torch.stack([_advantage_gain(s, row) for s, row in zip(states, now, strict=True)])
+        normalize = settings.normalize_scores
+        gains = torch.stack([_advantage_gain(s, row, normalize) for s, row in zip(states, now, strict=True)])
     kl = torch.stack([(p.exp() * (p - q)).sum() for p, q in zip(now, before, strict=True)])
     return (settings.beta * kl - gains).mean()
 
 
-def _advantage_gain(state: _State, log_probs: torch.Tensor) -> torch.Tensor:
-    """Mean over a state's samples of advantage times log-probability, a scalar; scores are normalised within the state."""
+def _mpo_loss(
+    prm: ProcessRewardModel,
+    batch: Sequence[Episode],
+    turns: Sequence[Sequence[int]],
+    log_probs: Sequence[Sequence[torch.Tensor]],
+    ref: Sequence[Sequence[torch.Tensor]],
+    evidence: Evidence | None,
+    settings: ImprovementSettings,
+    stats: DPOStats,
+) -> torch.Tensor | None:
+    """Mean cross-entropy to the optimum of the regularised objective, a scalar; ``None`` where no state's scores differ."""
+    losses, gaps, means = [], [], []
+    for episode, which, now, before, logits in zip(
+        batch, turns, log_probs, ref, prm.score_all(batch, turns), strict=True
+    ):
+        keys = state_keys(episode.task, episode.turns) if evidence is not None else []
+        for t, new, old, row in zip(which, now, before, logits, strict=True):
+            stats.n_states += 1
+            q = torch.sigmoid(row)  # (n_commands,)
+            if evidence is not None:
+                visits, k = evidence.table.visits.get(keys[t], {}), evidence.prior_visits
+                for i, command in enumerate(episode.turns[t].admissible_commands):
+                    if command in visits:
+                        q[i] = (visits[command].total + k * q[i]) / (visits[command].n + k)
+            scores = torch.logit(q, eps=1e-6) if settings.score_scale == "logit" else q
+            means.append(float((new.detach().exp() * q).sum()))
+            gap = float(scores.max() - scores.min())
+            if gap < settings.margin:
+                stats.n_close += 1
+                continue
+            gaps.append(gap)
+            losses.append(-(torch.softmax(old + scores / settings.beta, 0) * new).sum())
+    stats.n_pairs += len(losses)
+    stats.scores.append(float(np.mean(means)))
+    if not losses:
+        return None
+    stats.gaps.append(float(np.mean(gaps)))
+    return torch.stack(losses).mean()
+
+
+def _advantage_gain(state: _State, log_probs: torch.Tensor, normalize: bool) -> torch.Tensor:
+    """Mean over a state's samples of advantage (score less the mean score) times log-probability, a scalar."""
     options = list(state.scores)
     weights = np.array([state.counts[o] for o in options], dtype=np.float64)
     weights /= weights.sum()
     scores = np.array([state.scores[o] for o in options])
-    mean = float(weights @ scores)
-    deviation = float(np.sqrt(weights @ (scores - mean) ** 2))
-    factors = torch.as_tensor(
-        weights * (scores - mean) / (deviation + 1e-4), dtype=log_probs.dtype, device=log_probs.device
-    )
+    advantages = scores - float(weights @ scores)
+    if normalize:
+        advantages /= float(np.sqrt(weights @ advantages**2)) + 1e-4
+    factors = torch.as_tensor(weights * advantages, dtype=log_probs.dtype, device=log_probs.device)
     return (factors * log_probs[options]).sum()
 
 
@@ -366,6 +423,8 @@ def _score(
                 if len(state.scores) < 2:
                     stats.n_untried += 1
                     continue
+            if settings.score_scale == "logit":
+                state.scores = {option: _logit(score) for option, score in state.scores.items()}
             gap = state.scores[state.best] - state.scores[state.worst]
             if gap < settings.margin:
                 stats.n_close += 1
@@ -377,6 +436,11 @@ def _score(
         stats.gaps.append(float(np.mean(gaps)))
     stats.scores.append(float(np.mean(means)))
     return useful
+
+
+def _logit(q: float) -> float:
+    q = min(max(q, 1e-6), 1 - 1e-6)
+    return float(np.log(q / (1 - q)))
 
 
 @torch.no_grad()
