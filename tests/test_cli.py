@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +102,11 @@ def test_listing_games_does_not_wait_for_torch() -> None:
         (["train", "--algo", "a2c"], "sft"),
         (["train", "--algo", "sft", "--timesteps", "9"], "--n-demos"),
         (["train", "--algo", "rft", "--reward", "progress"], "won episodes"),
+        (["train", "--algo", "inverseprm", "--reward", "progress"], "demonstrations"),
+        (["train", "--algo", "inverseprm", "--epochs", "9"], "--iterations"),
+        (["train", "--algo", "sft", "--minutes", "9"], "--epochs"),
+        (["train", "--algo", "ppo", "--minutes", "0"], "above 0"),
+        (["train", "--resume", "nowhere"], "config.yaml"),
         (["train", "--algo", "ppo", "--reward-kwargs", "{}"], "--reward"),
         (["train", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["compare", "nowhere"], "nowhere"),
@@ -307,7 +314,7 @@ def test_training_saves_and_does_not_overwrite(cli: Cli, learner: str, tmp_path:
     done = cli(*sft, "--set", "batch_size=2", "learning_rate=0.01")
     assert done.status == 0 and "agentprm eval" in done.out
     names = {p.name for p in (tmp_path / "sft").iterdir()}
-    assert names == {"model.zip", "settings.json", "config.yaml", "demos.jsonl.gz", "tb"}
+    assert names == {"model.zip", "settings.json", "config.yaml", "demos.jsonl.gz", "tb", "resume"}
     again = cli(*sft)
     assert again.status == 2 and "--overwrite" in again.err
     assert cli(*sft, "--overwrite").status == 0
@@ -335,8 +342,8 @@ def test_an_interrupted_training_keeps_what_it_learnt(
 
     monkeypatch.setattr(SFT, "_count_step", interrupted)
     run = ("train", "--algo", "sft", "--policy", learner, "--n-demos", 2, "--out", "sft", "--n-envs", 2)
-    done = cli(*run, "--threads", 1, *GENERATED)
-    assert done.status == 130 and "interrupted.zip" in done.out
+    done = cli(*run, "--threads", 1, *GENERATED, "--set", "batch_size=1")
+    assert done.status == 130 and "interrupted.zip" in done.out and "--resume" not in done.out  # no epoch is over yet
     assert not (tmp_path / "sft" / "model.zip").exists()
     assert SFT.load(tmp_path / "sft" / "interrupted.zip").num_timesteps > 0
 
@@ -396,6 +403,167 @@ def test_seeds_are_trained_side_by_side_and_compared(cli: Cli, learner: str, tmp
     assert [(row["run"], row["seeds"]) for row in rows] == [("grpo", 2), ("mine", 2)] * 2
     done = cli("compare", "grpo", "--tag", "rollout/sucess_rate")
     assert done.status == 2 and "rollout/success_rate" in done.err
+
+
+# ---------------------------------------------------------------------- going on
+def same_models(one: Path, other: Path) -> bool:
+    from agentprm_gym.saving import read_save
+
+    a, b = read_save(one), read_save(other)
+    pairs = [(getattr(a, kind), getattr(b, kind)) for kind in ("adapters", "heads")]
+    assert all({n: set(x[n]) for n in x} == {n: set(y[n]) for n in y} for x, y in pairs)
+    return all((x[n][key] == y[n][key]).all() for x, y in pairs for n in x for key in x[n])
+
+
+SMALL_PRM = ("n_games=2", "n_repeats=1", "n_updates=1", "prm_n_epochs=1")
+
+
+def test_inverse_prm_is_trained_and_keeps_its_demonstrations(cli: Cli, learner: str, tmp_path: Path) -> None:
+    from algorithms import InversePRM
+
+    run = ("train", "--algo", "inverseprm", "--policy", learner, "--iterations", 1, "--set", *SMALL_PRM, *SMALL_RUN)
+    done = cli(*run, "--n-demos", 2, "--out", "played")
+    assert done.status == 0, done.err
+    assert len(list(read_episodes(tmp_path / "played" / "demos.jsonl.gz"))) == 2
+    done = cli(*run, "--demos", "played/demos.jsonl.gz", "--out", "read")
+    assert done.status == 0 and not (tmp_path / "read" / "demos.jsonl.gz").exists()
+    assert same_models(tmp_path / "played" / "model.zip", tmp_path / "read" / "model.zip")
+    assert InversePRM.load(tmp_path / "read" / "model.zip").iteration == 1
+    done = cli("eval", "read/iterations/1.zip", *GENERATED, "--max-games", 2, "--max-steps", 3, "--n-envs", 2)
+    assert done.status == 0, done.err
+
+
+def test_a_killed_run_goes_on_and_a_finished_one_says_so(cli: Cli, learner: str, tmp_path: Path) -> None:
+    from algorithms import AgentPRM
+
+    small = (*SMALL_PRM, "n_branch_states=2", "n_validation_games=2")
+    run = ("train", "--algo", "agentprm", "--policy", learner, "--iterations", 2, "--set", *small, *SMALL_RUN)
+    assert cli(*run, "--out", "whole").status == 0
+    # A real kill, by the process itself while it improves the policy for the second time.
+    code = (
+        "import os, signal, sys; from algorithms import AgentPRM; from algorithms.cli import main\n"
+        "improve = AgentPRM._improve\n"
+        "def killed(self, gathered):\n"
+        "    improve(self, gathered)\n"
+        "    if self.iteration == 1: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "AgentPRM._improve = killed\n"
+        "main(sys.argv[1:])"
+    )
+    words = [str(word) for word in (*run, "--out", "killed")]
+    root = Path(__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    died = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, env=env, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not (tmp_path / "killed" / "model.zip").exists()
+    again = cli(*run, "--out", "killed")
+    assert again.status == 2 and "--resume killed" in again.err
+    done = cli("train", "--resume", "killed")
+    assert done.status == 0, done.err
+    assert re.search(r"iteration 2: improve policy .*, validate", done.out) and "iteration 1" not in done.out
+    assert same_models(tmp_path / "whole" / "model.zip", tmp_path / "killed" / "model.zip")
+    for k in (1, 2):
+        assert same_models(*(tmp_path / name / "iterations" / f"{k}.zip" for name in ("whole", "killed")))
+    assert len(json.loads((tmp_path / "killed" / "settings.json").read_text())["resumed"]) == 1
+    assert [p.name for p in (tmp_path / "killed" / "tb").iterdir()] == ["AgentPRM_1"]
+
+    before = (tmp_path / "killed" / "model.zip").read_bytes()
+    done = cli("train", "--resume", "killed", "--iterations", 2)
+    assert done.status == 0 and "is finished" in done.out
+    assert (tmp_path / "killed" / "model.zip").read_bytes() == before
+    done = cli("train", "--resume", "killed", "--iterations", 3)
+    assert done.status == 0 and "iteration 3" in done.out
+    assert AgentPRM.load(tmp_path / "killed" / "iterations" / "3.zip").iteration == 3
+    # The larger number is the run's from now on.
+    done = cli("train", "--resume", "killed", "--iterations", 2)
+    assert done.status == 2 and "not smaller" in done.err
+
+
+@pytest.mark.parametrize("algo", ["sft", "grpo"])
+def test_an_interrupted_run_goes_on(
+    cli: Cli, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str
+) -> None:
+    import algorithms
+
+    own = {"sft": ("--n-demos", 3, "--epochs", 3, "--set", "batch_size=2"), "grpo": ("--timesteps", 300)}[algo]
+    own = own if algo == "sft" else (*own, "--set", *SMALL_GROUPS)
+    run = ("train", "--algo", algo, "--policy", learner, *own, *SMALL_RUN)
+    assert cli(*run, "--out", "whole").status == 0
+    each = {"sft": algorithms.SFT, "grpo": algorithms.GRPO}[algo]
+    step = each._count_step
+
+    def interrupted(self: Any, *args: Any) -> bool:
+        if self.iteration == 1:
+            raise KeyboardInterrupt
+        return bool(step(self, *args))
+
+    monkeypatch.setattr(each, "_count_step", interrupted)
+    done = cli(*run, "--out", "broken")
+    assert done.status == 130 and "--resume broken" in done.out
+    monkeypatch.setattr(each, "_count_step", step)
+    done = cli("train", "--resume", "broken")
+    assert done.status == 0, done.err
+    assert "expert demonstrations" not in done.out
+    assert same_models(tmp_path / "whole" / "model.zip", tmp_path / "broken" / "model.zip")
+    assert cli(*run, "--out", "broken").status == 2 and cli(*run, "--out", "broken", "--overwrite").status == 0
+
+
+def test_a_run_is_resumed_as_it_was_begun(cli: Cli, learner: str, tmp_path: Path) -> None:
+    run = ("train", "--algo", "grpo", "--policy", learner, "--timesteps", 1, "--set", *SMALL_GROUPS, *SMALL_RUN)
+    assert cli(*run, "--out", "run").status == 0
+    for words, said in [
+        (("--algo", "ppo"), "--algo grpo, not ppo"),
+        (("--seed", 1), "--seed"),
+        (("--out", "elsewhere"), "--out"),
+        (("--set", "gamma=0.5"), "gamma"),
+        (("--reward", "progress"), "--reward"),
+        (("--config", "run/config.yaml"), "leave out --config"),
+        (("--overwrite",), "leave out --overwrite"),
+        (("--iterations", 3), "--iterations"),
+    ]:
+        done = cli("train", "--resume", "run", *words)
+        assert done.status == 2 and said in done.err, words
+    # What is said again, and where it runs.
+    again = ("--algo", "grpo", "--set", "n_games=2", "--device", "cpu", "--n-envs", 2, "--minutes", 5, "--out", "run")
+    done = cli("train", "--resume", "run", *again)
+    assert done.status == 0 and "is finished" in done.out, done.err
+    (tmp_path / "run" / "resume" / "state.zip").unlink()
+    done = cli("train", "--resume", "run")
+    assert done.status == 2 and "state.zip" in done.err and "run/config.yaml" in done.err
+
+
+def test_seeds_go_on_together(cli: Cli, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from algorithms import GRPO
+
+    run = ("train", "--algo", "grpo", "--policy", learner, "--timesteps", 200, "--seeds", 3, "--set", *SMALL_GROUPS)
+    assert cli(*run, *SMALL_RUN, "--out", "whole").status == 0
+    step = GRPO._count_step
+
+    def interrupted(self: Any, *args: Any) -> bool:
+        if self.iteration == 1 and self.seed == 1:
+            raise KeyboardInterrupt
+        return bool(step(self, *args))
+
+    monkeypatch.setattr(GRPO, "_count_step", interrupted)
+    done = cli(*run, *SMALL_RUN, "--out", "broken")
+    assert done.status == 130 and "--resume broken goes on" in done.out
+    monkeypatch.setattr(GRPO, "_count_step", step)
+    done = cli("train", "--resume", "broken")
+    assert done.status == 0 and "seed_0/model.zip is finished" in done.out, done.err
+    for seed in range(3):
+        assert same_models(*(tmp_path / name / f"seed_{seed}" / "model.zip" for name in ("whole", "broken")))
+
+
+def test_training_stops_after_so_many_minutes_and_goes_on(cli: Cli, learner: str, tmp_path: Path) -> None:
+    from algorithms import GRPO
+
+    run = ("train", "--algo", "grpo", "--policy", learner, "--timesteps", 300, "--set", *SMALL_GROUPS, *SMALL_RUN)
+    assert cli(*run, "--out", "whole").status == 0
+    done = cli(*run, "--out", "short", "--minutes", 1e-6)
+    assert done.status == 0 and "and 1 iterations; --resume short goes on" in done.out
+    assert GRPO.load(tmp_path / "short" / "model.zip").iteration == 1
+    done = cli("train", "--resume", "short", "--minutes", 60)
+    assert done.status == 0, done.err
+    assert same_models(tmp_path / "whole" / "model.zip", tmp_path / "short" / "model.zip")
 
 
 # ---------------------------------------------------------------------- demo

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +35,7 @@ from algorithms.agent_prm.branching import branch_tasks
 from algorithms.agent_prm.critic import critic_samples
 from algorithms.agent_prm.fit import COUNT_WEIGHTS, RANK_LOSSES, evaluate_prm, fit_prm
 from algorithms.agent_prm.targets import LabelledEpisode, label_episodes
+from algorithms.common.checkpoints import read_rollouts, write_rollouts
 from algorithms.common.curves import ONLY_TENSORBOARD
 from algorithms.common.prm_algorithm import PRMAlgorithm
 from algorithms.common.prm_improvement import OPTIMIZERS, Evidence
@@ -173,12 +175,23 @@ class AgentPRM(PRMAlgorithm[Experience]):
         branches = None if others is None else self._branch(trunks, callback)
         if others is None or branches is None:
             return None
+        success = [r.episode.success for r in branches] or [False]
+        self.logger.record("rollout/branch_success_rate", float(np.mean(success)))
+        return self._experience(trunks, others, branches)
+
+    def _experience(self, trunks: list[Rollout], others: list[Rollout], branches: list[Rollout]) -> Experience:
+        """Count the visits of what was played."""
         table = QTable(self.gamma, self.discount, self.reward_range)
         everything = [*trunks, *others, *branches]
         table.add([r.episode for r in everything], [r.n_history for r in everything])
-        success = [r.episode.success for r in branches] or [False]
-        self.logger.record("rollout/branch_success_rate", float(np.mean(success)))
         return Experience(trunks, others, branches, table)
+
+    def _write_gathered(self, folder: Path, gathered: Experience) -> None:
+        """Write the rollouts: visits are counted again from them, and snapshots are behind us."""
+        write_rollouts(folder, {"trunks": gathered.trunks, "others": gathered.others, "branches": gathered.branches})
+
+    def _read_gathered(self, folder: Path) -> Experience:
+        return self._experience(**read_rollouts(folder))
 
     def _branch(self, trunks: Sequence[Rollout], callback: BaseCallback) -> list[Rollout] | None:
         """Try the candidates of some states and let the policy play on."""

@@ -244,7 +244,7 @@ def on_timesteps(done: Callable[[float], None]) -> Callable[[dict[str, Any], dic
 
 
 class StageBars:
-    """AgentPRM's stages: a bar for the one that runs, and a line for each iteration that is done.
+    """AgentPRM's and InversePRM's stages: a bar for the one that runs, and a line for each iteration that is done.
 
     ``update`` is what ``AgentPRM.on_stage`` calls. A stage is over when another begins or its share falls back; an
     iteration is over after its validation. The first validation, of the policy as it came, stands before iteration 1.
@@ -270,7 +270,8 @@ class StageBars:
     def update(self, stage: str, share: float) -> None:
         """Show that a share of a stage is done."""
         label = f"iteration {self.model.iteration + 1}"
-        if stage == "validate" and self.model.iteration == 0 and self._label in ("", "before"):
+        # A run that goes on may begin with the validation behind an iteration.
+        if stage == "validate" and self.model.iteration == 0 and not self.model.stages_done:
             label = "before"
         if (label, stage) != (self._label, self._stage) or share < self._share:
             self._end_stage()

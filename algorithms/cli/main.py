@@ -20,6 +20,7 @@ _EPILOG = """examples:
   agentprm demos --expert search --n 150 --out demos.jsonl.gz
   agentprm train --algo sft --demos demos.jsonl.gz --out runs/sft
   agentprm train --algo agentprm --policy runs/sft/model.zip --out runs/agentprm
+  agentprm train --resume runs/agentprm go on with a run that was killed or interrupted
   agentprm eval runs/agentprm/model.zip --split valid_unseen
   agentprm compare runs/ppo runs/grpo   the curves of two runs in one chart
   agentprm play --policy runs/agentprm/model.zip
@@ -59,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Tables must not be folded to 80 columns where the output goes to a file.
     console = Console(width=None if sys.stdout.isatty() else 120)
     try:
-        if getattr(args, "config", None) is not None:
+        if getattr(args, "resume", None) is not None:
+            args = train.with_resume(parser, words, args.resume)
+        elif getattr(args, "config", None) is not None:
             args = parser.parse_args(train.with_config(words, args.config))
         status: int = args.run(args, console)
         return status

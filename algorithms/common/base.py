@@ -20,7 +20,8 @@ import inspect
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -41,6 +42,7 @@ from agentprm_gym.llm.prompts import TEMPLATES, template_source
 from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.spaces import UnicodeText
 from algorithms.common.actors import PolicyActor
+from algorithms.common.checkpoints import read_checkpoint, state_path, write_checkpoint
 from algorithms.common.curves import ONLY_TENSORBOARD, Samples, describe_run, episode_markdown
 from algorithms.common.policy import POLICY, LLMPolicy
 from algorithms.common.server import CANNOT_TRAIN, is_server
@@ -52,7 +54,12 @@ _COUNTERS = ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", 
 
 
 class LLMAlgorithm(BaseAlgorithm):
-    """Base of the algorithms that train an :class:`LLMPolicy`."""
+    """Base of the algorithms that train an :class:`LLMPolicy`.
+
+    Attributes:
+        checkpoint_dir: folder into which :meth:`learn` writes a checkpoint after every stage or iteration, for
+            :meth:`resume` to go on from; set it before the first ``learn``. ``None``: none is written.
+    """
 
     policy: LLMPolicy
     learning_rate: float  # SB3's schedules are no JSON; algorithms here have their own
@@ -132,6 +139,9 @@ class LLMAlgorithm(BaseAlgorithm):
         )
         self.iteration = 0
         self.total_tokens = 0
+        self.checkpoint_dir: Path | None = None
+        # The state that a resumed run takes over when it learns, until then.
+        self._resumed: dict[str, Any] | None = None
         self._samples = Samples()
         if _init_setup_model:
             self._setup_model()
@@ -236,6 +246,9 @@ class LLMAlgorithm(BaseAlgorithm):
 
         Raises:
             ValueError: without an environment.
+
+        After :meth:`resume`, ``total_timesteps`` is what is left and ``reset_num_timesteps=False`` goes on counting, in the
+        same TensorBoard run.
         """
         if self.env is None:
             raise ValueError(
@@ -247,7 +260,12 @@ class LLMAlgorithm(BaseAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
-        describe_run(self.logger, {"algorithm": type(self).__name__, **self._constructor_data()})
+        resumed, self._resumed = self._resumed, None
+        if resumed is None:
+            self._begin_learning()
+            describe_run(self.logger, {"algorithm": type(self).__name__, **self._constructor_data()})
+        else:
+            self._go_on(resumed)
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps and self._may_continue():
             if not self._iterate(callback):
@@ -255,6 +273,7 @@ class LLMAlgorithm(BaseAlgorithm):
             self.iteration += 1
             if log_interval and self.iteration % log_interval == 0:
                 self.dump_logs()
+            self._end_iteration()
         self._finish_learning()
         callback.on_training_end()
         return self
@@ -265,6 +284,13 @@ class LLMAlgorithm(BaseAlgorithm):
 
     def _may_continue(self) -> bool:
         return True
+
+    def _begin_learning(self) -> None:
+        """Hook for what happens once before the first iteration, except in a run that is resumed."""
+
+    def _end_iteration(self) -> None:
+        """Hook for what happens after each iteration, when ``iteration`` counts it."""
+        self._checkpoint()
 
     def _finish_learning(self) -> None:
         """Hook for what happens once after the last iteration."""
@@ -435,6 +461,96 @@ class LLMAlgorithm(BaseAlgorithm):
         for name, value in manifest["counters"].items():
             setattr(model, name, value)
         model._restore(saved)
+        return model
+
+    # ------------------------------------------------------------------ checkpoints
+    def _checkpoint(self, gathered: Collection[int] = ()) -> None:
+        """Write a checkpoint, where one is wanted.
+
+        Args:
+            gathered: iterations whose folders of episodes belong to it.
+        """
+        if self.checkpoint_dir is None:
+            return
+        saved, lm = self._to_save(), self.lm
+        for name in set(lm.adapters) - set(saved.adapters):
+            saved.adapters[name], saved.adapter_configs[name] = lm.adapter_state(name), lm.adapter_config(name)
+        write_checkpoint(self.checkpoint_dir, saved, self._running_state(), gathered)
+
+    def _running_state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside a save: tensors and plain values, nested; algorithms with more add theirs."""
+        logger = self.logger
+        # Recorded since the last dump. Texts and histograms are for looking at and may be missing once.
+        records = {k: v for k, v in logger.name_to_value.items() if isinstance(v, (bool, int, float, np.number))}
+        return {
+            "episodes": [dict(e) for e in self.ep_info_buffer or []],
+            "successes": [bool(s) for s in self.ep_success_buffer or []],
+            "records": {k: (v, logger.name_to_excluded.get(k)) for k, v in records.items()},
+            "seconds": (time.time_ns() - self.start_time) / 1e9,
+            "timesteps_at_start": self._num_timesteps_at_start,
+            "policy_rng": self.policy.rng.bit_generator.state,
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def _restore_running_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`_running_state` told; ``checkpoint_dir`` is set."""
+        size = max(self._stats_window_size, len(state["episodes"]))
+        self.ep_info_buffer = deque(state["episodes"], maxlen=size)
+        self.ep_success_buffer = deque(state["successes"], maxlen=size)
+        self.policy.rng.bit_generator.state = state["policy_rng"]
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] and torch.cuda.device_count() == len(state["cuda_rng"]):
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        """Put clock, logger and schedule where they were, which ``_setup_learn`` has begun anew."""
+        self.start_time -= int(state["seconds"] * 1e9)
+        self._num_timesteps_at_start = state["timesteps_at_start"]
+        for key, (value, exclude) in state["records"].items():
+            self.logger.record(key, value, exclude=exclude)
+        self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
+
+    @classmethod
+    def resume(
+        cls: type[SelfLLMAlgorithm],
+        folder: str | os.PathLike[str],
+        env: GymEnv | str,
+        device: torch.device | str = "auto",
+        *,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> SelfLLMAlgorithm:
+        """Take up a run that ended in the middle, for :meth:`learn` to go on with ``reset_num_timesteps=False``.
+
+        On a CPU the result is that of a run that was never broken, bit for bit.
+
+        Args:
+            folder: the ``checkpoint_dir`` of the run.
+            env: an environment like the one it was begun with.
+            device: torch device.
+            trust_remote_code: run code from the base model's repository, as the policy's argument of the same name; a
+                checkpoint does not say.
+            kwargs: constructor arguments to override, and those that no save holds (``demonstrations``).
+
+        Raises:
+            FileNotFoundError: if the folder holds no checkpoint.
+            ValueError: as :meth:`load`.
+
+        Example:
+            >>> model = AgentPRM.resume("runs/agentprm", "ALFWorld-v0")  # doctest: +SKIP
+            >>> model.learn(1_000_000, reset_num_timesteps=False).save("agentprm")  # doctest: +SKIP
+        """
+        saved, state = read_checkpoint(folder)
+        trusted = {"policy_kwargs": {**saved.policy_kwargs, "trust_remote_code": True}} if trust_remote_code else None
+        model = cls.load(state_path(folder), env, device, trusted, **kwargs)
+        model.checkpoint_dir = Path(folder)
+        for name, tensors in saved.adapters.items():
+            if name not in model.lm.adapters:
+                model.lm.add_adapter(name, lora_settings(saved.adapter_configs[name]))
+            model.lm.load_adapter_state(name, tensors)
+        model._restore_running_state(state)
+        model._resumed = state
         return model
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ never rolled out.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from agentprm_gym.episodes import Episode
 from agentprm_gym.rewards.prm import FORMS, PRM, VALUE_HEAD, ProcessRewardModel
 from agentprm_gym.saving import SavedModel
+from algorithms.common.checkpoints import gathered_path, iteration_path
 from algorithms.common.clipped_updates import REFERENCE, ClippedUpdates
 from algorithms.common.policy import POLICY
 from algorithms.common.prm_improvement import OPTIMIZERS, DPOStats, Evidence, ImprovementSettings, improve_policy
@@ -43,9 +45,13 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         best_iteration: after how many iterations it was reached; 0 is the starting point.
         on_stage: called with a stage's name and the share of it that is done.
         optimizers: what ``optimizer`` may be.
+        stages_done: what is over of the running iteration: ``"validate"`` (the starting point), ``"gather"``, ``"fit"``,
+            ``"improve"``.
     """
 
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
+    #: Whether later iterations look at what earlier ones gathered, so that a checkpoint has to hold it.
+    keeps_gathered: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -170,6 +176,10 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         self.best_success = -1.0
         self.best_iteration = 0
         self._best: dict[str, Any] | None = None
+        self.stages_done: list[str] = []
+        self._gathered: Gathered | None = None
+        # Iterations, from 1, of which the checkpoint holds what was gathered.
+        self._kept: list[int] = []
         super().__init__(policy, env, learning_rate, **kwargs)
 
     def _setup_model(self) -> None:
@@ -201,27 +211,77 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         """Improve the policy against it; the adapter ``reference`` is the policy as it is now."""
         raise NotImplementedError
 
+    def _write_gathered(self, folder: Path, gathered: Gathered) -> None:
+        """Write what was gathered, for :meth:`_read_gathered`; stages 2 and 3 must find in it all that they need."""
+        raise NotImplementedError
+
+    def _read_gathered(self, folder: Path) -> Gathered:
+        """Read it back."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------ the loop
     def _may_continue(self) -> bool:
         return self.n_iterations is None or self.iteration < self.n_iterations
 
     def _iterate(self, callback: BaseCallback) -> bool:
         train, validation = self._split_games()
-        if self.iteration == 0:
+        if self.iteration == 0 and "validate" not in self.stages_done:
             self._validate(validation)
-        callback.on_rollout_start()
-        gathered = self._gather(train, callback)
+            self._end_stage("validate")
+        gathered = self._gathered
         if gathered is None:
-            return False
-        callback.on_rollout_end()
-        self._fit(gathered)
-        if self._best is not None and self.iteration == 0:
-            # The starting policy was validated before it had a PRM; should it stay the best, this is the one fitted to it.
-            self._best |= {"prm": self.lm.adapter_state(PRM), "heads": self.prm.heads_state()}
-        self.lm.copy_adapter(POLICY, REFERENCE)
-        self._improve(gathered)
+            callback.on_rollout_start()
+            gathered = self._gather(train, callback)
+            if gathered is None:
+                return False
+            callback.on_rollout_end()
+            self._end_stage("gather", gathered)
+        if "fit" not in self.stages_done:
+            self._fit(gathered)
+            if self._best is not None and self.iteration == 0:
+                # The starting policy was validated before it had a PRM; should it stay the best, this is the one fitted to it.
+                self._best |= {"prm": self.lm.adapter_state(PRM), "heads": self.prm.heads_state()}
+            self._end_stage("fit")
+        if "improve" not in self.stages_done:
+            self.lm.copy_adapter(POLICY, REFERENCE)
+            self._improve(gathered)
+            self._end_stage("improve")
         self._validate(validation)
         return True
+
+    def _begin_learning(self) -> None:
+        """Begin with a whole iteration."""
+        self.stages_done, self._gathered = [], None
+
+    def _end_stage(self, name: str, gathered: Gathered | None = None) -> None:
+        """Write a checkpoint after a stage; the first time that there is something gathered, with this."""
+        self.stages_done.append(name)
+        if self.checkpoint_dir is not None and gathered is not None:
+            self._kept = [*(self._kept if self.keeps_gathered else []), self.iteration + 1]
+            self._write_gathered(gathered_path(self.checkpoint_dir, self.iteration + 1), gathered)
+        self._checkpoint(self._kept)
+
+    def _end_iteration(self) -> None:
+        """Keep the iteration's model, and a checkpoint."""
+        self.stages_done, self._gathered = [], None
+        if not self.keeps_gathered:
+            self._kept = []
+        if self.checkpoint_dir is not None:
+            self.save(iteration_path(self.checkpoint_dir, self.iteration))
+        self._checkpoint(self._kept)
+
+    def _running_state(self) -> dict[str, Any]:
+        best = {"best": self._best, "best_success": self.best_success, "best_iteration": self.best_iteration}
+        return {**super()._running_state(), **best, "stages_done": self.stages_done, "kept": self._kept}
+
+    def _restore_running_state(self, state: Mapping[str, Any]) -> None:
+        super()._restore_running_state(state)
+        self._best = state["best"]
+        self.best_success, self.best_iteration = state["best_success"], state["best_iteration"]
+        self.stages_done, self._kept = state["stages_done"], state["kept"]
+        if "gather" in self.stages_done:
+            assert self.checkpoint_dir is not None
+            self._gathered = self._read_gathered(gathered_path(self.checkpoint_dir, self.iteration + 1))
 
     def _finish_learning(self) -> None:
         """Keep the best iteration by success on the validation games."""

@@ -23,7 +23,8 @@ Differences from the paper and its released code:
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agentprm_gym.episodes import Episode, read_episodes
+from agentprm_gym.episodes import Episode, read_episodes, write_episodes
+from algorithms.common.checkpoints import EPISODES, gathered_path
 from algorithms.common.policy import POLICY
 from algorithms.common.prm_algorithm import PRMAlgorithm
 from algorithms.common.rollouts import RolloutTask
@@ -46,6 +48,8 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         >>> model = InversePRM("sft.zip", "ALFWorld-v0", demonstrations="demos.jsonl.gz", n_iterations=2)  # doctest: +SKIP
         >>> model.learn(1_000_000).save("inverseprm")  # doctest: +SKIP
     """
+
+    keeps_gathered = True
 
     def __init__(
         self,
@@ -150,9 +154,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
     # ------------------------------------------------------------------ stage 2: fit the PRM
     def _fit(self, gathered: list[Episode]) -> None:
         """Fit a PRM that tells the demonstrations from what all learners so far did."""
-        horizon = self._horizon()
-        # An episode as long as the limit counts as cut off. Whether it was won just then is an outcome.
-        self._learners += [(e, horizon is None or len(e.turns) < horizon) for e in gathered]
+        self._learners += self._with_endings(gathered)
         both = [(e, True, True) for e in self._demonstrations()] + [(e, False, ended) for e, ended in self._learners]
         if not self.read_reasons:
             both = [(without_reasons(e), is_expert, ended) for e, is_expert, ended in both]
@@ -187,6 +189,12 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         self.logger.record("prm/learner_reward", report.learner_reward)
         self._compare_with_outcomes(gathered)
 
+    def _with_endings(self, episodes: Sequence[Episode]) -> list[tuple[Episode, bool]]:
+        """Episodes with whether the game ended by itself."""
+        horizon = self._horizon()
+        # An episode as long as the limit counts as cut off. Whether it was won just then is an outcome.
+        return [(e, horizon is None or len(e.turns) < horizon) for e in episodes]
+
     # ------------------------------------------------------------------ stage 3: improve the policy
     def _improve(self, gathered: list[Episode]) -> None:
         """Move the policy at its own states and at the expert's, and go on imitating the expert."""
@@ -194,3 +202,19 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         states = [(e, range(len(e.turns))) for e in (*gathered, *demos)]
         read = None if self.read_reasons else without_reasons
         self._improve_against_prm(states, successes=[(e, 0) for e in demos], read=read)
+
+    # ------------------------------------------------------------------ checkpoints
+    def _write_gathered(self, folder: Path, gathered: list[Episode]) -> None:
+        write_episodes(folder / EPISODES, gathered)
+
+    def _read_gathered(self, folder: Path) -> list[Episode]:
+        return list(read_episodes(folder / EPISODES))
+
+    def _restore_running_state(self, state: Mapping[str, Any]) -> None:
+        """Take over the learners of past iterations, too."""
+        super()._restore_running_state(state)
+        assert self.checkpoint_dir is not None
+        # What this iteration played becomes a learner's when the model is fitted to it.
+        waiting = "gather" in self.stages_done and "fit" not in self.stages_done
+        for iteration in self._kept[:-1] if waiting else self._kept:
+            self._learners += self._with_endings(self._read_gathered(gathered_path(self.checkpoint_dir, iteration)))

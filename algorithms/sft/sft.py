@@ -12,8 +12,9 @@ counted.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,10 +24,11 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from torch.nn import functional
 
-from agentprm_gym.episodes import Episode, read_episodes
+from agentprm_gym.episodes import Episode, read_episodes, write_episodes
 from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.scoring import score_turns
 from algorithms.common.base import LLMAlgorithm
+from algorithms.common.checkpoints import EPISODES, gathered_path
 from algorithms.common.policy import POLICY
 from algorithms.common.rollouts import RolloutTask, collect
 from algorithms.sft.dagger import TEACHERS, teach
@@ -157,9 +159,7 @@ class SFT(LLMAlgorithm):
                 "`agentprm demos` writes some"
             )
         if self._optimizer is None:
-            self._optimizer = torch.optim.AdamW(
-                self.lm.adapter_parameters(POLICY), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-            )
+            self._optimizer = self._make_optimizer()
         callback.on_rollout_start()
         # Behaviour cloning comes first, where there is something to clone.
         if self.dagger_games and (self.iteration or not self.demonstrations):
@@ -191,3 +191,34 @@ class SFT(LLMAlgorithm):
         self.logger.record("train/loss", float(np.mean(losses)))
         self.logger.record("train/n_updates", self._n_updates)
         return True
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.lm.adapter_parameters(POLICY), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+    def _checkpoint(self, gathered: Collection[int] = ()) -> None:
+        """Write a checkpoint; with DAgger the learner's episodes so far and the teacher's commands belong to it."""
+        if self.checkpoint_dir is not None and self._taught:
+            folder = gathered_path(self.checkpoint_dir, self.iteration)
+            write_episodes(folder / EPISODES, [episode for episode, _ in self._taught])
+            labels = [None if labels is None else list(labels) for _, labels in self._taught]
+            (folder / "labels.json").write_text(json.dumps(labels) + "\n", encoding="utf-8")
+            gathered = [self.iteration]
+        super()._checkpoint(gathered)
+
+    def _running_state(self) -> dict[str, Any]:
+        optimizer = None if self._optimizer is None else self._optimizer.state_dict()
+        return {**super()._running_state(), "optimizer": optimizer, "n_taught": len(self._taught)}
+
+    def _restore_running_state(self, state: Mapping[str, Any]) -> None:
+        super()._restore_running_state(state)
+        if state["optimizer"] is not None:
+            self._optimizer = self._make_optimizer()
+            self._optimizer.load_state_dict(state["optimizer"])
+        if state["n_taught"]:
+            assert self.checkpoint_dir is not None
+            folder = gathered_path(self.checkpoint_dir, self.iteration)
+            labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+            self._taught = list(zip(read_episodes(folder / EPISODES), labels, strict=True))

@@ -1,0 +1,173 @@
+"""Checkpoints: what a run leaves in its folder so that it can go on after a kill as if nothing had happened.
+
+    resume/state.zip           a save like any other (:mod:`agentprm_gym.saving`) with all adapters, and beside them what a save
+                               leaves out: random streams, optimizer, counters, the best policy so far, the stages that are done
+    resume/gathered_<k>/       what iteration k played, in the episodes' own format
+    iterations/<k>.zip         the model right after iteration k (algorithms with a PRM)
+
+``state.zip`` is replaced in one step and names the folders that belong to it, which are written before and removed after:
+whenever a run is killed, its folder holds one checkpoint, the old one or the new.
+
+What the files do not hold: :attr:`Turn.tokens`, so a policy that writes reasons or free text and was killed in the middle of an
+iteration goes on with its texts as the tokenizer cuts them, and no longer as it wrote them; and the running deviations of
+process rewards (``normalize=True``), which begin anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agentprm_gym.episodes import read_episodes, write_episodes
+from agentprm_gym.saving import SavedModel, read_save, write_save
+from algorithms.common.rollouts import Rollout
+
+EPISODES = "episodes.jsonl.gz"
+_FOLDER, _STATE, _ITERATIONS, _GATHERED = "resume", "state.zip", "iterations", "gathered_"
+#: Where in a save the rest of a checkpoint stands, among the manifest's keys and among the heads.
+_REST = "checkpoint"
+
+
+# ---------------------------------------------------------------------- paths
+def state_path(run: str | os.PathLike[str]) -> Path:
+    """The checkpoint of a run's folder."""
+    return Path(run) / _FOLDER / _STATE
+
+
+def gathered_path(run: str | os.PathLike[str], iteration: int) -> Path:
+    """The folder with what an iteration played; iterations count from 1."""
+    return Path(run) / _FOLDER / f"{_GATHERED}{iteration}"
+
+
+def iteration_path(run: str | os.PathLike[str], iteration: int) -> Path:
+    """The model after an iteration; iterations count from 1."""
+    return Path(run) / _ITERATIONS / f"{iteration}.zip"
+
+
+# ---------------------------------------------------------------------- states
+def pack_state(state: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Turn nested containers of tensors and plain values into JSON types, bit for bit; tensors are put aside.
+
+    Args:
+        state: dicts (with any plain keys), lists and tuples of tensors, numbers, strings, booleans and ``None``.
+        tensors: where the tensors are put, under names that the result mentions.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(state, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = state.detach().to("cpu", copy=True).contiguous()
+        return {"tensor": name}
+    if isinstance(state, Mapping):
+        # JSON's own objects have strings for keys, and an optimizer's state has numbers.
+        return {"dict": [[key, pack_state(value, tensors)] for key, value in state.items()]}
+    if isinstance(state, (list, tuple)):
+        kind = "list" if isinstance(state, list) else "tuple"
+        return {kind: [pack_state(value, tensors) for value in state]}
+    if isinstance(state, np.generic):
+        state = state.item()
+    if state is None or isinstance(state, (bool, int, float, str)):
+        return state
+    raise TypeError(f"a checkpoint holds tensors and plain values, got {type(state).__name__}")
+
+
+def unpack_state(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The inverse of :func:`pack_state`."""
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, value),) = packed.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: unpack_state(item, tensors) for key, item in value}
+    items = [unpack_state(item, tensors) for item in value]
+    return tuple(items) if kind == "tuple" else items
+
+
+def write_checkpoint(
+    run: str | os.PathLike[str], saved: SavedModel, state: Mapping[str, Any], gathered: Collection[int] = ()
+) -> None:
+    """Replace a run's checkpoint in one step.
+
+    Args:
+        run: the run's folder.
+        saved: the model, all adapters included.
+        state: the rest; see :func:`pack_state`.
+        gathered: iterations whose folders belong to it; those of others are removed.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    manifest = {**saved.manifest, _REST: pack_state(state, tensors)}
+    whole = SavedModel(manifest, saved.adapters, saved.adapter_configs, {**saved.heads, _REST: tensors})
+    write_save(state_path(run), whole)
+    _remove_gathered(run, gathered)
+
+
+def read_checkpoint(run: str | os.PathLike[str]) -> tuple[SavedModel, dict[str, Any]]:
+    """Read a run's checkpoint: the model with all its adapters, and the rest.
+
+    Raises:
+        FileNotFoundError: if the folder holds none.
+        ValueError: if the file is none.
+    """
+    path = state_path(run)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run} holds no checkpoint: expected {path}, which a run writes as soon as its first stage or iteration is done"
+        )
+    saved = read_save(path)
+    if _REST not in saved.manifest:
+        raise ValueError(f"{path} is a saved model and no checkpoint; load it with load(), or pass it as policy=")
+    state: dict[str, Any] = unpack_state(saved.manifest[_REST], saved.heads[_REST])
+    return saved, state
+
+
+def remove_checkpoint(run: str | os.PathLike[str]) -> None:
+    """Remove a run's checkpoint and its iterations' models, where there are any; other files stay."""
+    state_path(run).unlink(missing_ok=True)
+    _remove_gathered(run, ())
+    for path in (Path(run) / _ITERATIONS).glob("*.zip"):
+        if re.fullmatch(r"\d+", path.stem):
+            path.unlink()
+
+
+def _remove_gathered(run: str | os.PathLike[str], keep: Collection[int]) -> None:
+    for path in (Path(run) / _FOLDER).glob(f"{_GATHERED}*"):
+        number = path.name.removeprefix(_GATHERED)
+        if number.isdecimal() and int(number) not in keep:
+            shutil.rmtree(path)
+
+
+# ---------------------------------------------------------------------- rollouts
+def write_rollouts(folder: Path, parts: Mapping[str, Sequence[Rollout]]) -> None:
+    """Write rollouts: their episodes, and in ``rollouts.json`` what an episode does not say; snapshots are left out.
+
+    Args:
+        folder: made where it is missing.
+        parts: rollouts by what they are for.
+    """
+    rows = [
+        {"part": name, "n_history": rollout.n_history, "rewards": [float(r) for r in rollout.rewards]}
+        for name, rollouts in parts.items()
+        for rollout in rollouts
+    ]
+    write_episodes(folder / EPISODES, [rollout.episode for rollouts in parts.values() for rollout in rollouts])
+    text = json.dumps({"parts": list(parts), "rollouts": rows}, indent=1) + "\n"
+    (folder / "rollouts.json").write_text(text, encoding="utf-8")
+
+
+def read_rollouts(folder: Path) -> dict[str, list[Rollout]]:
+    """Read what :func:`write_rollouts` wrote, in the same order."""
+    data = json.loads((folder / "rollouts.json").read_text(encoding="utf-8"))
+    parts: dict[str, list[Rollout]] = {name: [] for name in data["parts"]}
+    for episode, row in zip(read_episodes(folder / EPISODES), data["rollouts"], strict=True):
+        parts[row["part"]].append(Rollout(episode, [], row["n_history"], row["rewards"]))
+    return parts

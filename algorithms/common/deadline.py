@@ -1,0 +1,46 @@
+"""A limit on the time that training takes."""
+
+from __future__ import annotations
+
+import time
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+
+class Deadline(BaseCallback):
+    """Stop training after so many minutes, once the iteration that runs then is over.
+
+    An iteration is not cut in the middle: what it has played would be lost. So the first one is always finished.
+
+    Attributes:
+        is_over: whether training was stopped by this.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        """Set up.
+
+        Args:
+            minutes: of wall clock from the beginning of ``learn``, above 0.
+
+        Raises:
+            ValueError: for a number that is not above 0.
+        """
+        if not minutes > 0:
+            raise ValueError(f"minutes must be above 0, got {minutes}")
+        super().__init__()
+        self.minutes = minutes
+        self.is_over = False
+        self._end = 0.0
+        self._has_begun = False
+
+    def _on_training_start(self) -> None:
+        self.is_over = self._has_begun = False
+        self._end = time.monotonic() + 60 * self.minutes
+
+    def _on_rollout_start(self) -> None:
+        # SB3 asks at steps only: the next iteration ends at its first one, before anything is learnt from it.
+        self.is_over = self._has_begun and time.monotonic() >= self._end
+        self._has_begun = True
+
+    def _on_step(self) -> bool:
+        return not self.is_over
