@@ -68,10 +68,21 @@ class Settings:
     n_envs: int = 128
 
 
+#: Tuned on 200 generated games with one start of 100 demonstrations and one seed.
+IMPROVEMENT = (
+    *("prm_form=log_prob", "temperature=1.0", "score_scale=logit", "margin=0", "optimizer=grpo", "n_samples=6"),
+    *("n_updates=40", "batch_size=16", "turns_per_episode=32", "imitation_coef=1.0"),
+)
+AGENTPRM = (
+    *IMPROVEMENT,
+    *("n_games=600", "n_repeats=1", "n_trunks=600", "n_branch_states=0", "n_branch_candidates=1", "prior_visits=null"),
+    "beta=0.1",
+)
+INVERSEPRM = (*IMPROVEMENT, "n_games=100", "n_repeats=3", "prm_n_epochs=2", "beta=0.5")
 #: Number of demonstrations of a start, and what is done with it and from it.
 STARTS: dict[int, Settings] = {
-    100: Settings(epochs=8),
-    1000: Settings(epochs=3),
+    100: Settings(epochs=8, agentprm=AGENTPRM, inverseprm=INVERSEPRM),
+    1000: Settings(epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM),
 }
 #: Of every other number.
 OTHERS = Settings()
@@ -79,11 +90,12 @@ OTHERS = Settings()
 QUICK = Settings(
     epochs=2,
     agentprm=(
+        *AGENTPRM,
         *("n_games=8", "n_repeats=2", "n_trunks=12", "n_branch_states=6", "n_updates=3", "batch_size=4"),
         *("prm_n_epochs=1", "n_validation_games=8"),
     ),
     grpo=("learning_rate=1e-3", "n_games=4", "group_size=4", "batch_size=16"),
-    inverseprm=("n_games=8", "n_repeats=1", "n_updates=3", "batch_size=4", "prm_n_epochs=1"),
+    inverseprm=(*INVERSEPRM, "n_games=8", "n_repeats=1", "n_updates=3", "batch_size=4", "prm_n_epochs=1"),
     agentprm_iterations=2,
     n_envs=16,
 )

@@ -20,7 +20,6 @@ Differences from the paper and its released code:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +32,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from agentprm_gym.episodes import Episode
 from algorithms.agent_prm.branching import branch_tasks
 from algorithms.agent_prm.critic import critic_samples
+from algorithms.agent_prm.experience import Experience, to_imitate
 from algorithms.agent_prm.fit import COUNT_WEIGHTS, RANK_LOSSES, evaluate_prm, fit_prm
 from algorithms.agent_prm.targets import LabelledEpisode, label_episodes
 from algorithms.common.checkpoints import read_rollouts, write_rollouts
@@ -45,28 +45,6 @@ from algorithms.common.visits import QTable, state_keys
 
 #: Stage names as ``on_stage`` reports them.
 STAGES = ("validate", "roll out", "roll out more", "branch", "fit PRM", "improve policy")
-
-
-@dataclass(slots=True)
-class Experience:
-    """What an iteration plays.
-
-    Attributes:
-        trunks: episodes with snapshots and weighed candidates; the PRM is fitted to these.
-        others: more episodes of the same games.
-        branches: continuations from states of the trunks.
-        table: visits of all of them.
-    """
-
-    trunks: list[Rollout]
-    others: list[Rollout]
-    branches: list[Rollout]
-    table: QTable
-
-    @property
-    def episodes(self) -> list[Episode]:
-        """Episodes of the trunks."""
-        return [rollout.episode for rollout in self.trunks]
 
 
 class AgentPRM(PRMAlgorithm[Experience]):
@@ -181,10 +159,25 @@ class AgentPRM(PRMAlgorithm[Experience]):
 
     def _experience(self, trunks: list[Rollout], others: list[Rollout], branches: list[Rollout]) -> Experience:
         """Count the visits of what was played."""
-        table = QTable(self.gamma, self.discount, self.reward_range)
-        everything = [*trunks, *others, *branches]
-        table.add([r.episode for r in everything], [r.n_history for r in everything])
-        return Experience(trunks, others, branches, table)
+        return Experience.of(trunks, others, branches, QTable(self.gamma, self.discount, self.reward_range))
+
+    def _played(self, gathered: Experience) -> Sequence[Episode]:
+        return gathered.episodes
+
+    def _gather_diverged(self, gathered: Experience, callback: BaseCallback) -> Experience | None:
+        """A quarter as many episodes again, of the same games, by the policy that went astray."""
+        games = [r.episode.game_id for r in gathered.trunks]
+        rng = self._rng(10)
+        chosen = rng.choice(sorted(set(games)), max(1, len(games) // 4))
+        index = {str(game): int(self._venv().env_method("game_index", game, indices=[0])[0]) for game in set(chosen)}
+        tasks = [
+            RolloutTask({"game": index[str(game)]}, (self._seed_base(), self.iteration, 11, i))
+            for i, game in enumerate(chosen)
+        ]
+        more = self._collect(tasks, "roll out the diverged policy", callback, snapshots=True, record=False)
+        if more is None:
+            return None
+        return self._experience([*more, *gathered.trunks], gathered.others, gathered.branches)
 
     def _write_gathered(self, folder: Path, gathered: Experience) -> None:
         """Write the rollouts: visits are counted again from them, and snapshots are behind us."""
@@ -282,7 +275,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
             self._improve_by_ppo([*gathered.trunks, *gathered.others])
             return
         table, episodes = gathered.table, gathered.episodes
-        successes = self._to_imitate([*gathered.trunks, *gathered.others, *gathered.branches])
+        successes = to_imitate([*gathered.trunks, *gathered.others, *gathered.branches], self.n_imitated_per_game)
         evidence = None
         states: list[tuple[Episode, Sequence[int]]] = [(e, range(len(e.turns))) for e in episodes]
         if self.prior_visits is not None:
@@ -307,15 +300,3 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self._remember_old(samples)
         self._train(samples)
         self._stage("improve policy", 1.0)
-
-    def _to_imitate(self, rollouts: Sequence[Rollout]) -> list[tuple[Episode, int]]:
-        """Won episodes with their first own turn: the shortest few of each game, or the easy games would be all there is."""
-        by_game: dict[str, list[tuple[Episode, int]]] = {}
-        for r in rollouts:
-            if r.episode.success:
-                by_game.setdefault(r.episode.game_id, []).append((r.episode, r.n_history))
-        return [
-            item
-            for won in by_game.values()
-            for item in sorted(won, key=lambda pair: len(pair[0].turns))[: self.n_imitated_per_game]
-        ]

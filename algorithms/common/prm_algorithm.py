@@ -6,6 +6,7 @@ never rolled out.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -82,6 +83,8 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         target_kl: float | None = None,
         imitation_coef: float = 1.0,
         n_validation_games: int = 100,
+        on_divergence: str = "warn",
+        max_divergence: float = 0.25,
         max_grad_norm: float = 1.0,
         micro_batch_size: int = 16,
         n_epochs: int = 1,
@@ -123,6 +126,11 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             target_kl: stop an iteration's policy updates above this KL to the previous policy, in nats a turn.
             imitation_coef: weight of imitating good episodes beside it; 0: none.
             n_validation_games: train games held out to choose the best iteration by.
+            on_divergence: what is done when the policy learns the PRM's mistakes, which is when, over an iteration's policy
+                improvement, the mean score of the held-out games' turns rises by more than ``max_divergence`` above the share
+                of these games that are won: ``"warn"``; ``"stop"``: take the improvement back and end learning; ``"refit"``:
+                take it back, add rollouts of the diverged policy to what the PRM is fitted to, and improve again.
+            max_divergence: how far; both are shares.
             max_grad_norm: gradient clipping.
             micro_batch_size: episodes a forward pass.
             n_epochs: of ``"ppo"``, as are the next: passes over an iteration's rollouts.
@@ -171,6 +179,9 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             raise ValueError(f"optimizer must be one of {', '.join(map(repr, self.optimizers))}, got {optimizer!r}")
         if optimizer != "ppo":
             self._improvement_settings(learning_rate)  # complains
+        if on_divergence not in ("warn", "stop", "refit"):
+            raise ValueError(f"on_divergence must be 'warn', 'stop' or 'refit', got {on_divergence!r}")
+        self.on_divergence, self.max_divergence = on_divergence, max_divergence
         self.on_stage: Callable[[str, float], None] | None = None
         self.prm: ProcessRewardModel
         self.best_success = -1.0
@@ -246,8 +257,55 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             self.lm.copy_adapter(POLICY, REFERENCE)
             self._improve(gathered)
             self._end_stage("improve")
+        episodes = self._validate(validation)
+        if episodes and self._has_diverged(self._played(gathered), episodes):
+            return self._answer_divergence(gathered, validation, callback)
+        return True
+
+    # ------------------------------------------------------------------ reward hacking
+    def _played(self, gathered: Gathered) -> Sequence[Episode]:
+        """Whole episodes of the policy that the PRM was fitted to; none where outcomes are not to be read."""
+        return ()
+
+    def _has_diverged(self, before: Sequence[Episode], after: Sequence[Episode]) -> bool:
+        """Whether the PRM's opinion rose further above true success than it was before the policy was improved against it."""
+        if not before:
+            return False
+        score, success = self._opinion(after)
+        old_score, old_success = self._opinion(before)
+        divergence = (score - success) - (old_score - old_success)
+        self.logger.record("prm/score_after", score)
+        self.logger.record("prm/gap_after", score - success)
+        self.logger.record("prm/divergence", divergence)
+        return divergence > self.max_divergence
+
+    def _answer_divergence(self, gathered: Gathered, validation: Sequence[int], callback: BaseCallback) -> bool:
+        """Do what ``on_divergence`` says; returns whether learning goes on."""
+        divergence = self.logger.name_to_value["prm/divergence"]
+        what = (
+            f"iteration {self.iteration + 1}: the PRM's score rose {divergence:.2f} further than true success, more than "
+            f"max_divergence={self.max_divergence}: the policy has learnt the PRM's mistakes"
+        )
+        if self.on_divergence == "warn":
+            warnings.warn(what, stacklevel=2)
+            return True
+        if self.on_divergence == "stop":
+            warnings.warn(f"{what}; it goes back to where it was, and learning ends", stacklevel=2)
+            self.lm.copy_adapter(REFERENCE, POLICY)
+            return False
+        warnings.warn(f"{what}; the PRM is fitted to what it plays now, and the improvement made anew", stacklevel=2)
+        refreshed = self._gather_diverged(gathered, callback)
+        if refreshed is None:
+            return False
+        self.lm.copy_adapter(REFERENCE, POLICY)
+        self._fit(refreshed)
+        self._improve(refreshed)
         self._validate(validation)
         return True
+
+    def _gather_diverged(self, gathered: Gathered, callback: BaseCallback) -> Gathered | None:
+        """Experience with rollouts of the policy as it is now added; ``None`` if a callback ended it."""
+        raise NotImplementedError
 
     def _begin_learning(self) -> None:
         """Begin with a whole iteration."""
@@ -418,20 +476,24 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
 
     def _compare_with_outcomes(self, episodes: Sequence[Episode]) -> None:
         """Log how the PRM's scores of what was done compare with how it went; an episode counts as one, however long."""
+        score, success = self._opinion(episodes)
+        self.logger.record("prm/score_mean", score)
+        self.logger.record("prm/gap", score - success)
+
+    def _opinion(self, episodes: Sequence[Episode]) -> tuple[float, float]:
+        """The PRM's mean score of what was done in some episodes, and the share of them that were won."""
         episodes = episodes[:N_COMPARED]
         means = []
         for start in range(0, len(episodes), self.micro_batch_size):
             part = episodes[start : start + self.micro_batch_size]
             items = [(e.task, e.turns, [(t, [turn.command]) for t, turn in enumerate(e.turns)]) for e in part]
             means += [float(torch.cat(scores).mean()) for scores in self.prm.score(items)]
-        score = float(np.mean(means))
-        self.logger.record("prm/score_mean", score)
-        self.logger.record("prm/gap", score - float(np.mean([e.success for e in episodes])))
+        return float(np.mean(means)), float(np.mean([e.success for e in episodes]))
 
-    def _validate(self, games: Sequence[int]) -> float:
-        """Success on the held-out train games; remembers the best policy."""
+    def _validate(self, games: Sequence[int]) -> list[Episode]:
+        """Play the held-out train games, and remember the best policy; returns the episodes."""
         if not games:
-            return float("nan")
+            return []
         venv = self._venv()
         tasks = [RolloutTask({"game": g}, (self._seed_base(), 8, i)) for i, g in enumerate(games)]
         done = 0
@@ -454,7 +516,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
                 "prm": self.lm.adapter_state(PRM),
                 "heads": self.prm.heads_state(),
             }
-        return success
+        return [r.episode for r in rollouts]
 
     # ------------------------------------------------------------------ acting and saving
     def best_of_n(self, n_rows: int, n: int, *, temperature: float | None = None) -> BestOfNActor:

@@ -1,0 +1,48 @@
+"""Stage 1: what an iteration of AgentPRM plays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentprm_gym.episodes import Episode
+from algorithms.common.rollouts import Rollout
+from algorithms.common.visits import QTable
+
+
+@dataclass(slots=True)
+class Experience:
+    """What an iteration plays.
+
+    Attributes:
+        trunks: episodes with snapshots and weighed candidates; the PRM is fitted to these.
+        others: more episodes of the same games.
+        branches: continuations from states of the trunks.
+        table: visits of all of them.
+    """
+
+    trunks: list[Rollout]
+    others: list[Rollout]
+    branches: list[Rollout]
+    table: QTable
+
+    @classmethod
+    def of(cls, trunks: list[Rollout], others: list[Rollout], branches: list[Rollout], table: QTable) -> Experience:
+        """Count the visits of rollouts into an empty table."""
+        everything = [*trunks, *others, *branches]
+        table.add([r.episode for r in everything], [r.n_history for r in everything])
+        return cls(trunks, others, branches, table)
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """Episodes of the trunks."""
+        return [rollout.episode for rollout in self.trunks]
+
+
+def to_imitate(rollouts: Sequence[Rollout], n_per_game: int) -> list[tuple[Episode, int]]:
+    """Won episodes with their first own turn: the shortest few of each game, or the easy games would be all there is."""
+    by_game: dict[str, list[tuple[Episode, int]]] = {}
+    for r in rollouts:
+        if r.episode.success:
+            by_game.setdefault(r.episode.game_id, []).append((r.episode, r.n_history))
+    return [item for won in by_game.values() for item in sorted(won, key=lambda pair: len(pair[0].turns))[:n_per_game]]
