@@ -523,7 +523,8 @@ class LLMAlgorithm(BaseAlgorithm):
     ) -> SelfLLMAlgorithm:
         """Take up a run that ended in the middle, for :meth:`learn` to go on with ``reset_num_timesteps=False``.
 
-        On a CPU the result is that of a run that was never broken, bit for bit.
+        On a CPU the result is that of a run that was never broken, bit for bit, optimizers included; what is lost says
+        :mod:`algorithms.common.checkpoints`.
 
         Args:
             folder: the ``checkpoint_dir`` of the run.

@@ -329,6 +329,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         self._checkpoint(self._kept)
 
     def _running_state(self) -> dict[str, Any]:
+        """The best policy so far and where the iteration is; optimizers are made anew by each stage and are not kept."""
         best = {"best": self._best, "best_success": self.best_success, "best_iteration": self.best_iteration}
         return {**super()._running_state(), **best, "stages_done": self.stages_done, "kept": self._kept}
 
