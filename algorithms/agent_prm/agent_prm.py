@@ -292,9 +292,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
     def _improve_by_ppo(self, rollouts: Sequence[Rollout]) -> None:
         """Clipped steps on the rollouts, advantages by the PRM's value head."""
         if self._optimizer is None:
-            self._optimizer = torch.optim.AdamW(
-                self._parameters(), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-            )
+            self._optimizer = self._make_optimizer()
         samples = critic_samples(self.prm, rollouts, self.gamma, self.gae_lambda, self.micro_batch_size)
         self._stage("improve policy", 0.0)
         self._remember_old(samples)

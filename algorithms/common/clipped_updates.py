@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,19 @@ class ClippedUpdates(LLMAlgorithm):
     def _parameters(self) -> list[torch.nn.Parameter]:
         """What the optimizer trains."""
         return self.lm.adapter_parameters(POLICY)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self._parameters(), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def _running_state(self) -> dict[str, Any]:
+        optimizer = None if self._optimizer is None else self._optimizer.state_dict()
+        return {**super()._running_state(), "optimizer": optimizer}
+
+    def _restore_running_state(self, state: Mapping[str, Any]) -> None:
+        super()._restore_running_state(state)
+        if state["optimizer"] is not None:
+            self._optimizer = self._make_optimizer()
+            self._optimizer.load_state_dict(state["optimizer"])
 
     def _extra_loss(self, batch: Sequence[Sample], n_turns: int) -> None:
         """Add gradients of another loss, already divided by the minibatch's number of turns."""

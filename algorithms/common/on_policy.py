@@ -5,7 +5,7 @@ An algorithm says how advantages come about (:meth:`OnPolicyLLMAlgorithm._advant
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -107,19 +107,6 @@ class OnPolicyLLMAlgorithm(ClippedUpdates):
             self._remember_old(useful)
             self._train(useful)
         return True
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self._parameters(), lr=self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-
-    def _running_state(self) -> dict[str, Any]:
-        optimizer = None if self._optimizer is None else self._optimizer.state_dict()
-        return {**super()._running_state(), "optimizer": optimizer}
-
-    def _restore_running_state(self, state: Mapping[str, Any]) -> None:
-        super()._restore_running_state(state)
-        if state["optimizer"] is not None:
-            self._optimizer = self._make_optimizer()
-            self._optimizer.load_state_dict(state["optimizer"])
 
     def _roll_out(self, callback: BaseCallback) -> list[Sample] | None:
         """Play some games, several episodes each; ``None`` if a callback ended it."""
