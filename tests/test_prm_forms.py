@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,60 @@ def test_ppo_needs_a_critic(learner: str) -> None:
         InversePRM(learner, make_toy(), optimizer="ppo")
     with pytest.raises(ValueError, match="value head"):
         state_values(AgentPRM(learner, make_toy()).prm, rollouts(1))
+
+
+# ---------------------------------------------------------------------- reward hacking
+def guarded(learner: str, **kwargs: Any) -> Any:
+    settings = {**SMALL_AGENT_PRM, "n_validation_games": 2, "n_iterations": 2, "n_branch_states": 0, **kwargs}
+    return AgentPRM(learner, make_toy(), **settings)
+
+
+def test_scores_that_leave_success_behind_are_told(learner: str) -> None:
+    """Any change counts as too much here."""
+    model = guarded(learner, max_divergence=-10.0)
+    with pytest.warns(UserWarning, match="further than true success"):
+        model.learn(10**9)
+    assert model.iteration == 2
+    quiet = guarded(learner, max_divergence=10.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet.learn(10**9)
+
+
+def test_stopping_takes_the_improvement_back(learner: str) -> None:
+    model = guarded(learner, on_divergence="stop", max_divergence=-10.0)
+    before = model.get_parameters()["policy"]
+    with pytest.warns(UserWarning, match="learning ends"):
+        model.learn(10**9)
+    after = model.get_parameters()["policy"]
+    assert model.num_timesteps > 0 and model.iteration <= 1
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_refitting_plays_more_and_improves_again(learner: str) -> None:
+    plain = guarded(learner, max_divergence=10.0, n_iterations=1)
+    plain.learn(10**9)
+    model = guarded(learner, on_divergence="refit", max_divergence=-10.0, n_iterations=1)
+    fit, fitted_to = model._fit, []
+    model._fit = lambda gathered: (fitted_to.append(len(gathered.trunks)), fit(gathered))
+    with pytest.warns(UserWarning, match="made anew"):
+        model.learn(10**9)
+    assert model.num_timesteps > plain.num_timesteps
+    assert fitted_to[0] < fitted_to[1] and len(fitted_to) == 2
+
+
+def test_the_guard_compares_rises(learner: str) -> None:
+    model = guarded(learner)
+    values = iter([(0.7, 0.2), (0.3, 0.1)])  # after, before: the score rose by .4, success by .1
+    model._opinion = lambda episodes: next(values)
+    model._setup_learn(1, None)
+    assert model._has_diverged([rollouts(1)[0].episode], [rollouts(1)[0].episode])
+    assert model.logger.name_to_value["prm/divergence"] == pytest.approx(0.3)
+    assert not model._has_diverged([], [rollouts(1)[0].episode])
+
+
+def test_inverse_prm_looks_at_no_outcome_to_guard_itself(learner: str) -> None:
+    model: Any = InversePRM(learner, make_toy(), seed=0)
+    assert model._played([rollouts(1)[0].episode]) == ()
+    with pytest.raises(ValueError, match="refit"):
+        InversePRM(learner, make_toy(), on_divergence="panic")

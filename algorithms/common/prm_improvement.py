@@ -329,9 +329,9 @@ def _mpo_loss(
             gaps.append(gap)
             losses.append(-(torch.softmax(old + scores / settings.beta, 0) * new).sum())
     stats.n_pairs += len(losses)
-    stats.scores.append(float(np.mean(means)))
     if not losses:
         return None
+    stats.scores.append(float(np.mean(means)))
     stats.gaps.append(float(np.mean(gaps)))
     return torch.stack(losses).mean()
 
@@ -450,4 +450,5 @@ def _record_kl(
     values = [
         float((p.exp() * (p - q)).sum()) for a, b in zip(log_probs, ref, strict=True) for p, q in zip(a, b, strict=True)
     ]
-    stats.kl.append(float(np.mean(values)))
+    if values:  # states to compare commands at may be none, where there is still something to imitate
+        stats.kl.append(float(np.mean(values)))
