@@ -217,11 +217,12 @@ def test_the_exact_q_of_a_chain(learner: str) -> None:
 def test_the_toy_is_solved_from_the_bundled_model(cls: type, tmp_path: Any) -> None:
     """Through SB3's own EvalCallback, which keeps the best."""
     settings: dict[str, Any] = {"n_games": 8, "seed": 0, "learning_rate": 3e-3, "n_updates": 40, "batch_size": 16}
+    settings |= {"temperature": 1.0, "prm_form": "log_prob", "optimizer": "mpo", "margin": 0.0}
     if cls is AgentPRM:
-        settings |= {"n_repeats": 16, "n_branch_states": 0, "n_validation_games": 0, "temperature": 1.0}
+        settings |= {"n_repeats": 16, "n_branch_states": 0, "n_validation_games": 0, "beta": 0.1}
     else:
-        settings |= {"n_repeats": 8, "demonstrations": echo_demonstrations(), "temperature": 1.0}
-        settings |= {"prm_n_epochs": 16, "prm_batch_size": 64, "prm_learning_rate": 3e-3}
+        settings |= {"n_repeats": 8, "demonstrations": echo_demonstrations(), "beta": 1.0, "score_scale": "logit"}
+        settings |= {"prm_batch_size": 32, "prm_learning_rate": 3e-3}
     callback = EvalCallback(make_toy(8), n_eval_episodes=16, eval_freq=1, deterministic=True, verbose=0)
     model: Any = cls("tiny", make_toy(32), n_iterations=4, **settings)
     model.learn(10**9, callback=callback)
