@@ -8,7 +8,7 @@ best-of-N: with each iteration's policy and PRM, and with the start's policy and
 is a process reward model against which nothing was trained yet.
 
 Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
-as it is, so an interrupted study goes on; a part that was made with other settings, or of another model, is refused by name.
+as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of another model, is refused by name.
 The settings are the tables at the top.
 """
 
@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from algorithms.cli.common import provenance, write_json
+from algorithms.common.checkpoints import state_path
 from algorithms.common.comparison import mean_interval, read_curves
 
 RESULTS = Path(__file__).parent / "results"
@@ -78,7 +79,11 @@ AGENTPRM = (
     *("n_games=600", "n_repeats=1", "n_trunks=600", "n_branch_states=0", "n_branch_candidates=1", "prior_visits=null"),
     "beta=0.1",
 )
-INVERSEPRM = (*IMPROVEMENT, "n_games=100", "n_repeats=3", "prm_n_epochs=2", "beta=0.5")
+# Demonstrations are not imitated further: the start has gone through them eight times.
+INVERSEPRM = (
+    *IMPROVEMENT,
+    *("n_games=100", "n_repeats=3", "prm_n_epochs=2", "optimizer=mpo", "beta=2.0", "n_updates=30", "imitation_coef=0"),
+)
 #: Number of demonstrations of a start, and what is done with it and from it.
 STARTS: dict[int, Settings] = {
     100: Settings(epochs=8, agentprm=AGENTPRM, inverseprm=INVERSEPRM),
@@ -241,9 +246,15 @@ class Study:
                 )
                 raise RuntimeError(f"{out} {what}\nDelete it to make it again, or choose another --runs.")
             return
+        words_of: list[object] = [*args, "--games", "generated", "--threads", 1, "--out", out]
+        if state_path(out).exists():
+            if json.loads(record.read_text()) != asked:
+                raise RuntimeError(
+                    f"{out} holds an unfinished run with other settings; delete it, or choose another --runs"
+                )
+            words_of = ["train", "--resume", out]
         write_json(record, asked)
-        shared = ["--games", "generated", "--threads", 1, "--out", out]
-        command = [sys.executable, "-m", "algorithms.cli.main", *map(str, [*args, *shared])]
+        command = [sys.executable, "-m", "algorithms.cli.main", *map(str, words_of)]
         ended = subprocess.run(command, capture_output=True, text=True)
         if ended.returncode:
             words = " ".join(command[2:])
