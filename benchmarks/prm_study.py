@@ -8,8 +8,8 @@ best-of-N: with each iteration's policy and PRM, and with the start's policy and
 is a process reward model against which nothing was trained yet.
 
 Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
-as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of another model, is refused by name.
-The settings are the tables at the top.
+as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of
+another model, is refused by name. The settings are the tables at the top.
 """
 
 from __future__ import annotations
