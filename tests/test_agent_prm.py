@@ -19,13 +19,15 @@ from agentprm_gym.llm.models import AdapterMismatchError, LanguageModel
 from agentprm_gym.rewards.prm import ProcessRewardModel, load_prm
 from algorithms import SFT, AgentPRM
 from algorithms.agent_prm.fit import evaluate_prm, fit_prm, prm_loss
+from algorithms.agent_prm.labelers import Labeler, MonteCarlo
 from algorithms.agent_prm.targets import Label, LabelledEpisode, label_episodes, monte_carlo_targets
 from algorithms.common.advantages import discounted_returns
 from algorithms.common.evaluation import evaluate
 from algorithms.common.loading import load_actor
 from algorithms.common.prm_improvement import dpo_loss
-from algorithms.common.visits import QTable, state_keys
-from tests.algorithm_helpers import make_alfworld, make_model, make_toy
+from algorithms.common.rollouts import Rollout
+from algorithms.common.visits import QTable, Visit, state_keys
+from tests.algorithm_helpers import SMALL_AGENT_PRM, echo_demonstrations, make_alfworld, make_model, make_toy
 from tests.llm_helpers import make_episodes, randomise
 
 
@@ -366,3 +368,49 @@ def test_settings_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         make_model(AgentPRM, learner, household, **setting)
+
+
+# ---------------------------------------------------------------------- where targets come from
+def test_all_iterations_are_fitted_to_where_asked_for(learner: str) -> None:
+    def train(aggregate: bool) -> list[int]:
+        settings = {**SMALL_AGENT_PRM, "n_iterations": 3, "n_branch_states": 0, "n_validation_games": 0}
+        model = AgentPRM(learner, make_toy(), aggregate=aggregate, **settings)
+        visits: list[int] = []
+        label = model._label
+
+        def label_and_count(episodes: Sequence[Episode], table: QTable) -> Any:
+            visits.append(sum(n * pairs for n, pairs in table.histogram().items()))
+            return label(episodes, table)
+
+        model._label = label_and_count  # type: ignore[method-assign]
+        model.learn(10**9)
+        return visits
+
+    alone, together = train(False), train(True)
+    # One turn an episode, and as many episodes an iteration.
+    assert alone == [alone[0]] * 3
+    assert together == [alone[0], 2 * alone[0], 3 * alone[0]]
+
+
+def test_a_labeler_of_ones_own(learner: str) -> None:
+    """Whatever a labeler says is what the PRM is fitted to."""
+
+    class AlwaysWon(MonteCarlo):
+        def label(self, rollouts: Sequence[Rollout]) -> QTable:
+            table = QTable(1.0)
+            for rollout in rollouts:
+                turns = rollout.episode.turns
+                for key, turn in zip(state_keys(rollout.episode.task, turns), turns, strict=True):
+                    table.visits.setdefault(key, {}).setdefault(turn.command, Visit()).add(1.0)
+            return table
+
+    class Optimist(AgentPRM):
+        def _labeler(self) -> Labeler:
+            return AlwaysWon(self.gamma)
+
+    settings = {**SMALL_AGENT_PRM, "n_validation_games": 0, "prm_n_epochs": 40, "prm_learning_rate": 1e-2}
+    model = Optimist(learner, make_toy(), **settings)
+    model.learn(1)
+    (demo,) = echo_demonstrations()[:1]
+    assert float(model.prm.score_turns(demo.task, demo.turns).mean()) > 0.9
+    assert not any(task for task in AlwaysWon(0.9).tasks([], max_turns=None, seed=(0,), rng=np.random.default_rng(0)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -188,19 +187,16 @@ def guarded(learner: str, **kwargs: Any) -> Any:
 
 
 def test_scores_that_leave_success_behind_are_told(learner: str) -> None:
-    """Any change counts as too much here."""
-    model = guarded(learner, max_divergence=-10.0)
+    model = guarded(learner)
+    model._has_diverged = lambda *_: True
     with pytest.warns(UserWarning, match="further than true success"):
         model.learn(10**9)
     assert model.iteration == 2
-    quiet = guarded(learner, max_divergence=10.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        quiet.learn(10**9)
 
 
 def test_stopping_takes_the_improvement_back(learner: str) -> None:
-    model = guarded(learner, on_divergence="stop", max_divergence=-10.0)
+    model = guarded(learner, on_divergence="stop")
+    model._has_diverged = lambda *_: True
     before = model.get_parameters()["policy"]
     with pytest.warns(UserWarning, match="learning ends"):
         model.learn(10**9)
@@ -212,7 +208,8 @@ def test_stopping_takes_the_improvement_back(learner: str) -> None:
 def test_refitting_plays_more_and_improves_again(learner: str) -> None:
     plain = guarded(learner, max_divergence=10.0, n_iterations=1)
     plain.learn(10**9)
-    model = guarded(learner, on_divergence="refit", max_divergence=-10.0, n_iterations=1)
+    model = guarded(learner, on_divergence="refit", n_iterations=1)
+    model._has_diverged = lambda *_: True
     fit, fitted_to = model._fit, []
     model._fit = lambda gathered: (fitted_to.append(len(gathered.trunks)), fit(gathered))
     with pytest.warns(UserWarning, match="made anew"):
@@ -221,14 +218,24 @@ def test_refitting_plays_more_and_improves_again(learner: str) -> None:
     assert fitted_to[0] < fitted_to[1] and len(fitted_to) == 2
 
 
-def test_the_guard_compares_rises(learner: str) -> None:
+@pytest.mark.parametrize(
+    ("score", "success", "n", "diverged"),
+    [
+        (0.7, 0.2, 64, True),  # scores rose by .4, success by .1
+        (0.7, 0.4, 64, False),  # by .4 and .3
+        (0.7, 0.2, 8, False),  # of so few episodes that is nothing
+        (0.7, 0.2, 0, False),  # nothing to compare with
+    ],
+)
+def test_the_guard_compares_rises(learner: str, score: float, success: float, n: int, diverged: bool) -> None:
     model = guarded(learner)
-    values = iter([(0.7, 0.2), (0.3, 0.1)])  # after, before: the score rose by .4, success by .1
+    values = iter([(score, success), (0.3, 0.1)])  # after, before
     model._opinion = lambda episodes: next(values)
     model._setup_learn(1, None)
-    assert model._has_diverged([rollouts(1)[0].episode], [rollouts(1)[0].episode])
-    assert model.logger.name_to_value["prm/divergence"] == pytest.approx(0.3)
-    assert not model._has_diverged([], [rollouts(1)[0].episode])
+    episode = rollouts(1)[0].episode
+    assert model._has_diverged([episode] * n, [episode] * 64) == diverged
+    if n:
+        assert model.logger.name_to_value["prm/divergence"] == pytest.approx(score - success - 0.2)
 
 
 def test_inverse_prm_looks_at_no_outcome_to_guard_itself(learner: str) -> None:

@@ -19,27 +19,26 @@ Differences from the paper and its released code:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.episodes import Episode
-from algorithms.agent_prm.branching import branch_tasks
 from algorithms.agent_prm.critic import critic_samples
 from algorithms.agent_prm.experience import Experience, to_imitate
-from algorithms.agent_prm.fit import COUNT_WEIGHTS, RANK_LOSSES, evaluate_prm, fit_prm
+from algorithms.agent_prm.fit import check_fit_settings, evaluate_prm, fit_prm
+from algorithms.agent_prm.labelers import BranchingMonteCarlo, Labeler, MonteCarlo
 from algorithms.agent_prm.targets import LabelledEpisode, label_episodes
 from algorithms.common.checkpoints import read_rollouts, write_rollouts
-from algorithms.common.curves import ONLY_TENSORBOARD
 from algorithms.common.prm_algorithm import PRMAlgorithm
 from algorithms.common.prm_improvement import OPTIMIZERS, Evidence
-from algorithms.common.prm_report import planner_report, record_fit, record_planner
+from algorithms.common.prm_report import planner_report, record_fit, record_planner, record_visits
 from algorithms.common.rollouts import Rollout, RolloutTask
 from algorithms.common.visits import QTable, state_keys
 
@@ -74,6 +73,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         rank_loss: str = "bradley_terry",
         rank_margin: float = 0.0,
         count_weight: str = "visits",
+        aggregate: bool = False,
         prior_visits: float | None = 1.0,
         n_imitated_per_game: int = 2,
         value_coef: float = 0.0,
@@ -97,6 +97,8 @@ class AgentPRM(PRMAlgorithm[Experience]):
             rank_loss: which: ``"bradley_terry"`` or ``"centred"``; see :func:`algorithms.agent_prm.fit.prm_loss`.
             rank_margin: of the former, in logits.
             count_weight: what a target counts in the cross-entropy: its ``"visits"``, their ``"sqrt"``, or ``"equal"``.
+            aggregate: fit the PRM to all iterations' rollouts, not to the last one's alone; the Q of past policies is then
+                mixed in.
             prior_visits: how many Monte-Carlo visits the PRM's score counts for where both exist; pairs are then drawn among
                 commands that were tried. ``None`` leaves the ranking to the PRM alone, as in the paper.
             n_imitated_per_game: of the iteration's won episodes, which are imitated beside (``imitation_coef``), at most so
@@ -118,13 +120,10 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.prior_visits = prior_visits
         self.n_imitated_per_game = n_imitated_per_game
         self.value_coef, self.gae_lambda = value_coef, gae_lambda
+        self.aggregate = self.keeps_gathered = aggregate
+        self._past: dict[int, Experience] = {}
         self.rank_loss, self.rank_margin, self.count_weight = rank_loss, rank_margin, count_weight
-        for name, value, known in (
-            ("rank_loss", rank_loss, RANK_LOSSES),
-            ("count_weight", count_weight, COUNT_WEIGHTS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        check_fit_settings(rank_loss, count_weight)
         if not 0 <= gae_lambda <= 1:
             raise ValueError(f"gae_lambda must be in [0, 1], got {gae_lambda}")
         if kwargs.get("optimizer") == "ppo" and not value_coef > 0:
@@ -158,8 +157,8 @@ class AgentPRM(PRMAlgorithm[Experience]):
         return self._experience(trunks, others, branches)
 
     def _experience(self, trunks: list[Rollout], others: list[Rollout], branches: list[Rollout]) -> Experience:
-        """Count the visits of what was played."""
-        return Experience.of(trunks, others, branches, QTable(self.gamma, self.discount, self.reward_range))
+        """Label what was played."""
+        return Experience(trunks, others, branches, self._labeler().label([*trunks, *others, *branches]))
 
     def _played(self, gathered: Experience) -> Sequence[Episode]:
         return gathered.episodes
@@ -186,24 +185,32 @@ class AgentPRM(PRMAlgorithm[Experience]):
     def _read_gathered(self, folder: Path) -> Experience:
         return self._experience(**read_rollouts(folder))
 
+    def _labeler(self) -> Labeler:
+        """Where targets come from."""
+        plain = (self.gamma, self.discount, self.reward_range)
+        branches = (self.n_branch_states, self.n_branch_candidates, self.n_branch_repeats, self.branch_horizon)
+        return BranchingMonteCarlo(*plain, *branches) if self.n_branch_states else MonteCarlo(*plain)
+
     def _branch(self, trunks: Sequence[Rollout], callback: BaseCallback) -> list[Rollout] | None:
-        """Try the candidates of some states and let the policy play on."""
-        tasks = branch_tasks(
-            trunks,
-            n_states=self.n_branch_states,
-            n_candidates=self.n_branch_candidates,
-            n_repeats=self.n_branch_repeats,
-            horizon=self.branch_horizon,
-            max_turns=self._horizon(),
-            seed=(self._seed_base(), self.iteration, 4),
-            rng=self._rng(3),
-        )
+        """Play what the labeler needs beside."""
+        seed = (self._seed_base(), self.iteration, 4)
+        tasks = self._labeler().tasks(trunks, max_turns=self._horizon(), seed=seed, rng=self._rng(3))
         # Branches begin where somebody chose to: no episodes to tell a success rate by.
         return self._collect(tasks, "branch", callback, record=False) if tasks else []
 
+    def _restore_running_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what past iterations played, where the PRM is fitted to that, too."""
+        super()._restore_running_state(state)
+        self._past = dict(self._read_past()) if self.aggregate else {}
+
     # ------------------------------------------------------------------ stage 2: fit the PRM
     def _fit(self, gathered: Experience) -> None:
-        """Fit a PRM to this iteration's rollouts, and judge it on games that it was not fitted to."""
+        """Fit a PRM to this iteration's rollouts or to all, and judge it on games that it was not fitted to."""
+        if self.aggregate:
+            self._past[self.iteration] = gathered
+            gathered = self._experience(
+                *([r for e in self._past.values() for r in part(e)] for part in map(attrgetter, Experience.PARTS))
+            )
         data, held_out = self._label(gathered.episodes, gathered.table)
         self._begin_prm()
         losses: list[float] = []
@@ -231,21 +238,18 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.logger.record("prm/heldout_pairs", report.n_pairs)
         self.logger.record("prm/within_state_spread", report.spread)
         record_fit(self.logger, report.calibration, report.ranking, report.choice, losses)
-        self._judge_by_planner(gathered.trunks, {e.episode.game_id for e in held_out})
-        self._compare_with_outcomes([e.episode for e in (*held_out, *data)])
-
-    def _judge_by_planner(self, trunks: Sequence[Rollout], held_out: set[str]) -> None:
-        """Log how the PRM orders commands beside the planner, on held-out games, where the environment has a planner."""
-        report = planner_report(
+        unseen = {e.episode.game_id for e in held_out}
+        beside = planner_report(
             self.prm,
             self._venv(),
-            [r for r in trunks if r.episode.game_id in held_out],
+            [r for r in gathered.trunks if r.episode.game_id in unseen and r.snapshots],
             gamma=self.gamma,
             rng=self._rng(9),
             responder=self.policy.responder,
             batch_size=self.micro_batch_size,
         )
-        record_planner(self.logger, report)
+        record_planner(self.logger, beside)
+        self._compare_with_outcomes([e.episode for e in (*held_out, *data)])
 
     def _label(self, episodes: Sequence[Episode], table: QTable) -> tuple[list[LabelledEpisode], list[LabelledEpisode]]:
         """Label the rollouts; one game in ten is held out to judge the PRM on.
@@ -257,12 +261,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         games = sorted({e.game_id for e in episodes})
         rng = self._rng(5)
         held = {games[int(i)] for i in rng.permutation(len(games))[: len(games) // 10]}
-        histogram = table.histogram()
-        total = sum(histogram.values())
-        self.logger.record("prm/n_labels", total)
-        self.logger.record("prm/single_visit_share", histogram.get(1, 0) / total)
-        visits = torch.tensor([n for n, pairs in histogram.items() for _ in range(pairs)])
-        self.logger.record("prm/visits", visits, exclude=ONLY_TENSORBOARD)
+        record_visits(self.logger, table)
         return (
             [e for e in labelled if e.episode.game_id not in held] or labelled,
             [e for e in labelled if e.episode.game_id in held],

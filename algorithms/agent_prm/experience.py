@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from agentprm_gym.episodes import Episode
 from algorithms.common.rollouts import Rollout
@@ -18,20 +19,15 @@ class Experience:
         trunks: episodes with snapshots and weighed candidates; the PRM is fitted to these.
         others: more episodes of the same games.
         branches: continuations from states of the trunks.
-        table: visits of all of them.
+        table: targets of all of them.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("trunks", "others", "branches")
 
     trunks: list[Rollout]
     others: list[Rollout]
     branches: list[Rollout]
     table: QTable
-
-    @classmethod
-    def of(cls, trunks: list[Rollout], others: list[Rollout], branches: list[Rollout], table: QTable) -> Experience:
-        """Count the visits of rollouts into an empty table."""
-        everything = [*trunks, *others, *branches]
-        table.add([r.episode for r in everything], [r.n_history for r in everything])
-        return cls(trunks, others, branches, table)
 
     @property
     def episodes(self) -> list[Episode]:

@@ -34,6 +34,20 @@ RANK_LOSSES = ("bradley_terry", "centred")
 COUNT_WEIGHTS = ("visits", "sqrt", "equal")
 
 
+def check_fit_settings(rank_loss: str, count_weight: str) -> None:
+    """Complain about unknown names.
+
+    Raises:
+        ValueError: listing the known ones.
+    """
+    for name, value, known in (
+        ("rank_loss", rank_loss, RANK_LOSSES),
+        ("count_weight", count_weight, COUNT_WEIGHTS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+
+
 @dataclass(slots=True)
 class PRMReport:
     """How good a process reward model is on labelled episodes it has not seen.

@@ -6,8 +6,9 @@ never rolled out.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -52,7 +53,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
 
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
     #: Whether later iterations look at what earlier ones gathered, so that a checkpoint has to hold it.
-    keeps_gathered: ClassVar[bool] = False
+    keeps_gathered: bool = False
 
     def __init__(
         self,
@@ -127,8 +128,8 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             imitation_coef: weight of imitating good episodes beside it; 0: none.
             n_validation_games: train games held out to choose the best iteration by.
             on_divergence: what is done when the policy learns the PRM's mistakes, which is when, over an iteration's policy
-                improvement, the mean score of the held-out games' turns rises by more than ``max_divergence`` above the share
-                of these games that are won: ``"warn"``; ``"stop"``: take the improvement back and end learning; ``"refit"``:
+                improvement, the mean score of turns rises by more than ``max_divergence``, and than chance explains, above the
+                share of games that are won: ``"warn"``; ``"stop"``: take the improvement back and end learning; ``"refit"``:
                 take it back, add rollouts of the diverged policy to what the PRM is fitted to, and improve again.
             max_divergence: how far; both are shares.
             max_grad_norm: gradient clipping.
@@ -277,7 +278,9 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         self.logger.record("prm/score_after", score)
         self.logger.record("prm/gap_after", score - success)
         self.logger.record("prm/divergence", divergence)
-        return divergence > self.max_divergence
+        # Shares of few episodes are far apart by chance: two standard errors of their difference at most.
+        chance = math.sqrt(1 / min(len(before), N_COMPARED) + 1 / min(len(after), N_COMPARED))
+        return divergence > max(self.max_divergence, chance)
 
     def _answer_divergence(self, gathered: Gathered, validation: Sequence[int], callback: BaseCallback) -> bool:
         """Do what ``on_divergence`` says; returns whether learning goes on."""
@@ -341,6 +344,13 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         if "gather" in self.stages_done:
             assert self.checkpoint_dir is not None
             self._gathered = self._read_gathered(gathered_path(self.checkpoint_dir, self.iteration + 1))
+
+    def _read_past(self) -> Iterator[tuple[int, Gathered]]:
+        """What was played so far and the PRM was fitted to, by iteration."""
+        assert self.checkpoint_dir is not None
+        waiting = "gather" in self.stages_done and "fit" not in self.stages_done
+        for iteration in self._kept[:-1] if waiting else self._kept:
+            yield iteration - 1, self._read_gathered(gathered_path(self.checkpoint_dir, iteration))
 
     def _finish_learning(self) -> None:
         """Keep the best iteration by success on the validation games."""

@@ -31,7 +31,7 @@ from algorithms.common.advantages import Floats
 from algorithms.common.curves import ONLY_TENSORBOARD
 from algorithms.common.policy import POLICY
 from algorithms.common.rollouts import Rollout
-from algorithms.common.visits import state_keys
+from algorithms.common.visits import QTable, state_keys
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -492,3 +492,13 @@ def _draw(fill: Callable[[Axes], None]) -> Drawing:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if len(values) else _NAN
+
+
+def record_visits(logger: Logger, table: QTable) -> None:
+    """Log how many (state, command) pairs there are targets of, and how many visits stand behind each."""
+    histogram = table.histogram()
+    total = sum(histogram.values())
+    logger.record("prm/n_labels", total)
+    logger.record("prm/single_visit_share", histogram.get(1, 0) / total)
+    visits = torch.tensor([n for n, pairs in histogram.items() for _ in range(pairs)])
+    logger.record("prm/visits", visits, exclude=ONLY_TENSORBOARD)

@@ -33,7 +33,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.episodes import Episode, read_episodes, write_episodes
-from algorithms.common.checkpoints import EPISODES, gathered_path
+from algorithms.common.checkpoints import EPISODES
 from algorithms.common.policy import POLICY
 from algorithms.common.prm_algorithm import PRMAlgorithm
 from algorithms.common.rollouts import RolloutTask
@@ -213,8 +213,5 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
     def _restore_running_state(self, state: Mapping[str, Any]) -> None:
         """Take over the learners of past iterations, too."""
         super()._restore_running_state(state)
-        assert self.checkpoint_dir is not None
-        # What this iteration played becomes a learner's when the model is fitted to it.
-        waiting = "gather" in self.stages_done and "fit" not in self.stages_done
-        for iteration in self._kept[:-1] if waiting else self._kept:
-            self._learners += self._with_endings(self._read_gathered(gathered_path(self.checkpoint_dir, iteration)))
+        for _, gathered in self._read_past():
+            self._learners += self._with_endings(gathered)
