@@ -368,6 +368,36 @@ def test_a_sum_that_is_none_says_why(parts, message):
         make_reward("sum", parts=parts)
 
 
+def test_an_ensemble_by_hand(mine):
+    parts = [
+        {"reward": "given", "name": "a", "weight": 3.0, "reward_kwargs": {"scores": [1.0, 0.5]}},
+        {"reward": "given", "name": "b", "reward_kwargs": {"scores": [0.0, 0.5]}},
+    ]
+    # Shares 3/4 and 1/4: means .75 and .5; deviations sqrt(.75 * .25) where they disagree, and 0.
+    apart = 0.75**0.5 * 0.25**0.5
+    scores, told = scored(make_reward("ensemble", parts=parts, pessimism=0.5), TURNS[:2])
+    assert scores.tolist() == pytest.approx([0.75 - 0.5 * apart, 0.5])
+    assert [row["disagreement"] for row in told] == pytest.approx([apart, 0.0])
+    assert [(row["a"], row["b"]) for row in told] == [(1.0, 0.0), (0.5, 0.5)]
+    assert make_reward("ensemble", parts=parts).score(TURNS[:2]).tolist() == pytest.approx([0.75, 0.5])
+    assert make_reward("ensemble", parts=parts).score([]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"parts": [{"reward": "penalty"}]}, "two parts or more"),
+        ({"parts": [{"reward": "penalty"}, {"reward": "progress", "weight": -1.0}]}, "above 0"),
+        ({"parts": [{"reward": "penalty"}, {"reward": "progress"}], "pessimism": -1}, "pessimism"),
+        ({"parts": [{"reward": "penalty"}, {"reward": "progress", "name": "disagreement"}]}, "may be called"),
+        ({"parts": [{"reward": "penalty"}, {"reward": "nope"}]}, "part 1 of the ensemble"),
+    ],
+)
+def test_an_ensemble_that_is_none_says_why(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_reward("ensemble", **kwargs)
+
+
 def test_a_broken_part_is_named(mine):
     reward = make_reward("sum", parts=[{"reward": "given", "reward_kwargs": {"scores": [inf]}}])
     with pytest.raises(ValueError, match="'given' returned values that are not finite"):

@@ -5,7 +5,7 @@ Those that need one are in modules that load it: :mod:`agentprm_gym.rewards.lear
 """
 
 from agentprm_gym.rewards.base import FACTS, ProcessReward, ScoredTurn, checked, needs_of, score_infos, scored
-from agentprm_gym.rewards.combine import AdjustedReward, Part, SumReward
+from agentprm_gym.rewards.combine import AdjustedReward, EnsembleReward, Part, SumReward
 from agentprm_gym.rewards.oracle import OracleAdvantageReward, OraclePotentialReward, OracleQReward
 from agentprm_gym.rewards.ranking import EPISODE_SCORES, episode_score, rank_episodes
 from agentprm_gym.rewards.registry import make_reward, register_reward, reward_names
@@ -15,6 +15,7 @@ __all__ = [
     "EPISODE_SCORES",
     "FACTS",
     "AdjustedReward",
+    "EnsembleReward",
     "OracleAdvantageReward",
     "OraclePotentialReward",
     "OracleQReward",

@@ -77,6 +77,53 @@ class SumReward:
         return np.sum(list(parts.values()), axis=0).reshape(len(turns)), parts
 
 
+class EnsembleReward(SumReward):
+    """The weighted mean of process rewards that judge the same thing, less what they disagree by.
+
+    Several PRMs, fitted to other rollouts or from other seeds, err in different places: where they disagree, none is to be
+    trusted, and a policy that is trained against the mean alone finds the places where one of them is wrong (Coste et al.,
+    arXiv 2310.02743). By name it is ``reward="ensemble"`` with ``parts`` as for ``"sum"``, for example
+    ``[{"reward": "prm:a.zip"}, {"reward": "prm:b.zip"}]``.
+
+    ``info["reward/parts"]`` holds each member's score as it is, and their ``"disagreement"``.
+
+    Args:
+        parts: Two or more, with names that differ; weights are shares, above 0.
+        pessimism: How many standard deviations over the members are taken off the mean; 0 or more.
+
+    Raises:
+        ValueError: There are fewer than two parts, two have one name, or a number is out of range.
+    """
+
+    name = "ensemble"
+
+    def __init__(self, parts: Sequence[Part], pessimism: float = 0.0) -> None:
+        super().__init__(parts)
+        if len(self.parts) < 2:
+            raise ValueError(f"an ensemble needs two parts or more, got {len(self.parts)}")
+        if not all(part.weight > 0 for part in self.parts):
+            raise ValueError(f"the weights of an ensemble must be above 0, got {[part.weight for part in self.parts]}")
+        if not (np.isfinite(pessimism) and pessimism >= 0):
+            raise ValueError(f"pessimism must be finite and 0 or more, got {pessimism!r}")
+        if "disagreement" in (part.name for part in self.parts):
+            raise ValueError('no part of an ensemble may be called "disagreement": that is what they differ by')
+        self.pessimism = pessimism
+
+    def score_parts(self, turns: Sequence[ScoredTurn]) -> tuple[NDArray[np.float64], _Parts]:
+        """Return the scores, and the members' own with their disagreement, all of shape ``(len(turns),)``.
+
+        Raises:
+            ValueError: A part returned a wrong shape or a value that is not finite; the message names it.
+        """
+        parts = {part.name: scored(part.reward, turns)[0] for part in self.parts}
+        rows = np.stack(list(parts.values()))  # (n_parts, n_turns)
+        shares = np.array([part.weight for part in self.parts])
+        shares /= shares.sum()
+        mean = shares @ rows
+        apart: NDArray[np.float64] = np.sqrt(shares @ (rows - mean) ** 2)
+        return mean - self.pessimism * apart, {**parts, "disagreement": apart}
+
+
 class AdjustedReward:
     """A process reward whose scores are divided by their running standard deviation, or clipped, or both in this order.
 

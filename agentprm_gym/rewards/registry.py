@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agentprm_gym.rewards.base import ProcessReward
-from agentprm_gym.rewards.combine import AdjustedReward, Part, SumReward
+from agentprm_gym.rewards.combine import AdjustedReward, EnsembleReward, Part, SumReward
 from agentprm_gym.rewards.oracle import OracleAdvantageReward, OraclePotentialReward, OracleQReward
 from agentprm_gym.rewards.rules import OutcomeReward, PenaltyReward, ProgressReward
 
@@ -45,7 +45,7 @@ def register_reward(name: str, factory: RewardFactory) -> None:
 
 
 def reward_names() -> tuple[str, ...]:
-    """Return the names that need nothing more, sorted; ``"sum"``, ``"prm:<path>"`` and the like are not among them."""
+    """Return the names that need nothing more, sorted; ``"sum"``, ``"prm:<path>"`` and the like are not."""
     return tuple(sorted(_FACTORIES))
 
 
@@ -55,9 +55,10 @@ def make_reward(
     """Make a process reward.
 
     Args:
-        name: A registered name, ``"sum"`` (see :class:`SumReward`), ``"prm:<path>"`` for a process reward model saved
-            there, ``"reference:<path>"`` for one of a reference policy (see :class:`ReferenceReward`), or
-            ``"judge:<base url>"`` for a language model on a server (see :class:`JudgeReward`).
+        name: A registered name, ``"sum"`` (see :class:`SumReward`), ``"ensemble"`` (see :class:`EnsembleReward`),
+            ``"prm:<path>"`` for a process reward model saved there, ``"reference:<path>"`` for one of a reference policy
+            (see :class:`ReferenceReward`), or ``"judge:<base url>"`` for a language model on a server (see
+            :class:`JudgeReward`).
         clip: ``[low, high]``: no score is below or above; see :class:`AdjustedReward`.
         normalize: Whether scores are divided by their running standard deviation, before they are clipped.
         **kwargs: Passed to the factory.
@@ -70,8 +71,8 @@ def make_reward(
         FileNotFoundError: There is no PRM at the path.
     """
     kind, colon, rest = name.partition(":")
-    if name == "sum":
-        factory: RewardFactory = _sum
+    if name in _MADE_OF_MORE:
+        factory: RewardFactory = _MADE_OF_MORE[name]
     elif colon and f"{kind}:" in _PREFIXES:
         factory, kwargs = _PREFIXES[f"{kind}:"], {"where": rest, **kwargs}
     elif name in _FACTORIES:
@@ -79,7 +80,8 @@ def make_reward(
     else:
         choices = ", ".join(map(repr, reward_names()))
         raise ValueError(
-            f"reward must be one of {choices} or 'prm:<path>', 'reference:<path>', 'judge:<base url>' or 'sum', got {name!r}"
+            f"reward must be one of {choices} or 'prm:<path>', 'reference:<path>', 'judge:<base url>', 'sum' or 'ensemble', "
+            f"got {name!r}"
         )
     try:
         reward = factory(**kwargs)
@@ -90,21 +92,31 @@ def make_reward(
 
 
 def _sum(parts: Sequence[Mapping[str, Any]]) -> ProcessReward:
+    return SumReward(_parts(parts, "sum"))
+
+
+def _ensemble(parts: Sequence[Mapping[str, Any]], pessimism: float = 0.0) -> ProcessReward:
+    return EnsembleReward(_parts(parts, "ensemble"), pessimism)
+
+
+def _parts(parts: Sequence[Mapping[str, Any]], whole: str) -> list[Part]:
+    """Make the parts of what is made of more."""
     if isinstance(parts, (str, Mapping)) or not all(isinstance(part, Mapping) for part in parts):
-        raise ValueError(f'the parts of a sum must be a list of dicts such as {{"reward": "progress"}}, got {parts!r}')
+        example = '{"reward": "progress"}'
+        raise ValueError(f"the parts of a {whole} must be a list of dicts such as {example}, got {parts!r}")
     made = []
     for i, part in enumerate(parts):
         unknown = sorted(set(part) - set(_PART_KEYS))
         if unknown or not isinstance(part.get("reward"), str):
             raise ValueError(
-                f'part {i} of the sum must have "reward" and no other keys than {_PART_KEYS}, got {part!r}'
+                f'part {i} of the {whole} must have "reward" and no other keys than {_PART_KEYS}, got {part!r}'
             )
         try:
             reward = make_reward(part["reward"], **part.get("reward_kwargs", {}))
         except ValueError as error:
-            raise ValueError(f"part {i} of the sum: {error}") from error
+            raise ValueError(f"part {i} of the {whole}: {error}") from error
         made.append(Part(part.get("name", part["reward"]), reward, part.get("weight", 1.0)))
-    return SumReward(made)
+    return made
 
 
 # Made only here: a PRM is a language model, and loading torch takes seconds.
@@ -138,4 +150,4 @@ def _require_save(path: str) -> None:
 
 
 _PREFIXES: dict[str, RewardFactory] = {"prm:": _prm, "reference:": _reference, "judge:": _judge}
-_MADE_OF_MORE = frozenset({"sum"})
+_MADE_OF_MORE: dict[str, RewardFactory] = {"sum": _sum, "ensemble": _ensemble}
