@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import TensorBoardOutputFormat
 
+from agentprm_gym.episodes import Episode, Turn
+from agentprm_gym.rewards import OutcomeReward
+from agentprm_gym.wrappers.vec_process_reward import VecProcessReward
 from algorithms.common.comparison import Curve, draw, mean_interval, read_curves
-from algorithms.common.curves import TAGS, hyper_parameters
+from algorithms.common.curves import TAGS, episode_markdown, hyper_parameters, reward_settings
 from tests.algorithm_helpers import make_model, make_toy
 
 TAG = "rollout/success_rate"
@@ -96,6 +100,42 @@ def test_settings_become_hyper_parameters() -> None:
     assert hyper_parameters(given) == {"gamma": 0.9, "target_kl": "None", "policy_kwargs.lora.r": 8}
 
 
+def test_the_process_reward_is_among_the_settings_wherever_it_is_paid() -> None:
+    asked = {"gamma": 0.9, "coef": 2.0, "clip": [-1, 1]}
+    kwargs = {"render_mode": None, "games": "generated", "reward": "progress", "reward_kwargs": asked}
+    inside = make_vec_env("ALFWorldPRM-v0", 2, env_kwargs=kwargs)
+    wanted = {"reward": "progress", "reward.form": None, "reward.gamma": 0.9, "reward.coef": 2.0}
+    assert reward_settings(inside) == wanted
+    none = reward_settings(make_toy())
+    assert none.keys() == wanted.keys() and set(none.values()) == {None}
+
+    class Mine(OutcomeReward):
+        name, coef, api_key = "mine", 0.5, "secret"
+
+    around = reward_settings(VecProcessReward(make_toy(), Mine()))
+    assert around == {"reward": "mine", "reward.form": None, "reward.gamma": None, "reward.coef": 0.5}
+
+
+def test_an_episode_is_a_table_whatever_was_written() -> None:
+    turns = [
+        Turn(feedback="You see\na | and *stars*.", command="look", admissible_commands=["look"]),
+        Turn(
+            feedback="Nothing.",
+            command="dance <b>",
+            admissible_commands=["look"],
+            reason="why_not",
+            is_admissible=False,
+        ),
+    ]
+    episode = Episode(game_id="g", split="train", task_type="t", task="look", success=False, policy="p", turns=turns)
+    lines = episode_markdown(episode).split("\n")
+    assert lines[2] == "lost in 2 turns; g, p"
+    assert lines[-2:] == [
+        r"| 1 | You see a \| and \*stars\*.<br>**&gt; look** |",
+        r"| 2 | Nothing.<br>*why\_not*<br>**&gt; dance &lt;b>** (not admissible) |",
+    ]
+
+
 def test_a_run_holds_hyper_parameters_a_chart_layout_and_text_samples(learner: str, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams import plugin_data_pb2
@@ -109,8 +149,9 @@ def test_a_run_holds_hyper_parameters_a_chart_layout_and_text_samples(learner: s
         plugins["_hparams_/session_start_info"].plugin_data.content
     ).session_start_info.hparams
     assert data["algorithm"].string_value == "GRPO" and data["group_size"].number_value == 4
+    assert data["reward"].string_value == "None" and "tensorboard_log" not in data
     assert "custom_scalars__config__" in plugins
     (sample, *_) = events.Tensors("samples/episode/text_summary")
-    assert "| turn | the game said |" in sample.tensor_proto.string_val[0].decode()
+    assert "| # | what the game said, and the answer |" in sample.tensor_proto.string_val[0].decode()
     written = set(events.Tags()["scalars"])
     assert {"rollout/success_rate", "time/total_tokens", "time/time_elapsed"} <= written & set(TAGS)

@@ -7,12 +7,12 @@ Differences from the paper and its released code:
    on (section 4.1, resets). They are what tells commands *of one state* apart; with ``n_branch_states=0`` there are none.
 3. A pairwise loss within the state stands beside the soft cross-entropy; ``rank_coef=0`` leaves the paper's loss.
 4. The policy is sampled fresh in every update (no one-step-stale sampler), and pairs under a margin are dropped.
-5. Stage 3 weighs the measured returns of tried commands in beside the PRM (``prior_visits``) and imitates the iteration's won
-   episodes (``imitation_coef``): the paper names online DPO, rejection sampling and PPO as optimisers, and this is the first
-   two together. With a few thousand episodes a PRM ranks the commands of one state hardly better than chance, and DPO against
-   it alone made the policy worse in every run that was tried.
-6. The training and held-out parts of the PRM's data are split by game, not by state.
-7. The iteration kept is the best by success on train games that are never rolled out for training.
+5. Stage 3 also weighs in measured returns (``prior_visits``) and imitates won episodes (``imitation_coef``): fitted to a few
+   thousand episodes the PRM ranks a state's commands hardly better than chance, and DPO against it alone made policies worse.
+6. ``optimizer="ppo"`` has a value head on the PRM as its critic; ``"grpo"`` and ``"mpo"`` are not in the paper.
+7. ``prm_form="log_prob"`` ranks commands by the adapter's own log-probabilities; ``"scalar"`` is the paper's head.
+8. The PRM's data are split by game, not by state.
+9. The iteration kept is the best on train games never rolled out; a guard tells if the PRM is fooled there (``on_divergence``).
 
 ``rank_coef=0, n_branch_states=0, prior_visits=None, imitation_coef=0, prm_init="base"`` is the paper's recipe.
 """

@@ -43,7 +43,7 @@ from agentprm_gym.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.spaces import UnicodeText
 from algorithms.common.actors import PolicyActor
 from algorithms.common.checkpoints import read_checkpoint, state_path, write_checkpoint
-from algorithms.common.curves import ONLY_TENSORBOARD, Samples, describe_run, episode_markdown
+from algorithms.common.curves import ONLY_TENSORBOARD, Samples, describe_run, episode_markdown, reward_settings
 from algorithms.common.policy import POLICY, LLMPolicy
 from algorithms.common.server import CANNOT_TRAIN, is_server
 
@@ -263,7 +263,8 @@ class LLMAlgorithm(BaseAlgorithm):
         resumed, self._resumed = self._resumed, None
         if resumed is None:
             self._begin_learning()
-            describe_run(self.logger, {"algorithm": type(self).__name__, **self._constructor_data()})
+            settings = {**self._constructor_data(), **reward_settings(self.env)}
+            describe_run(self.logger, {"algorithm": type(self).__name__, **settings})
         else:
             self._go_on(resumed)
         callback.on_training_start(locals(), globals())

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+
 from agentprm_gym.episodes import Episode
 
 #: The tags that algorithms share, and what they say.
@@ -52,6 +54,10 @@ ONLY_TENSORBOARD = ("stdout", "log", "csv", "json")
 
 #: Longer texts are no setting that one would compare runs by (a prompt template, say).
 _LONGEST_SETTING = 200
+#: Of a constructor's arguments, what changes no result.
+_NO_SETTINGS = ("tensorboard_log", "verbose")
+#: Attributes of process rewards that runs are compared by.
+_REWARD_SETTINGS = ("form", "gamma", "coef")
 
 
 def hyper_parameters(data: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
@@ -72,6 +78,26 @@ def hyper_parameters(data: Mapping[str, Any], prefix: str = "") -> dict[str, boo
     return out
 
 
+def reward_settings(env: VecEnv) -> dict[str, Any]:
+    """Which process reward environments pay, by its name, and how.
+
+    All keys are always there: TensorBoard has columns for what the first of its runs has, and for nothing else.
+
+    Example:
+        >>> from algorithms.common.evaluation import make_eval_env
+        >>> kwargs = {"games": "generated", "reward": "progress", "reward_kwargs": {"gamma": 0.9}}
+        >>> reward_settings(make_eval_env("ALFWorldPRM-v0", n_envs=1, **kwargs))
+        {'reward': 'progress', 'reward.form': None, 'reward.gamma': 0.9, 'reward.coef': 1.0}
+    """
+    reward = getattr(env, "process_reward", None)  # one for all of them
+    if reward is None and isinstance(env.unwrapped, DummyVecEnv) and env.has_attr("process_reward"):
+        (reward,) = env.get_attr("process_reward", indices=[0])
+    inner = getattr(reward, "reward", reward)  # of one that is clipped or normalised
+    # These and no others: what else a reward of somebody's own holds may be secret.
+    own = {f"reward.{key}": getattr(inner, key, None) for key in _REWARD_SETTINGS}
+    return {"reward": None if reward is None else reward.name, **own}
+
+
 def describe_run(logger: Any, settings: Mapping[str, Any]) -> None:
     """Write the hyper-parameters and the charts' layout, where the logger writes to TensorBoard.
 
@@ -81,7 +107,8 @@ def describe_run(logger: Any, settings: Mapping[str, Any]) -> None:
     """
     from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
 
-    parameters = HParam(hyper_parameters(settings), dict.fromkeys(METRICS, 0.0))
+    compared = {key: value for key, value in settings.items() if key not in _NO_SETTINGS}
+    parameters = HParam(hyper_parameters(compared), dict.fromkeys(METRICS, 0.0))
     for output in logger.output_formats:
         if isinstance(output, TensorBoardOutputFormat):
             # Through this format alone: a dump of the logger would put an empty row into CSV and JSON.
@@ -90,22 +117,23 @@ def describe_run(logger: Any, settings: Mapping[str, Any]) -> None:
 
 
 def episode_markdown(episode: Episode) -> str:
-    """A whole episode as a Markdown table, one row a turn."""
-    reasons = any(turn.reason for turn in episode.turns)
-    columns = ["turn", "the game said", *(["reason"] if reasons else []), "command"]
+    """A whole episode as a Markdown table, one row a turn.
+
+    The command stands below what the game said, since TensorBoard breaks the words of a narrow column.
+    """
     outcome = "won" if episode.success else "lost"
     lines = [
         f"**{_cell(episode.task)}**",
         "",
         f"{outcome} in {len(episode.turns)} turns; {_cell(episode.game_id)}, {_cell(episode.policy)}",
         "",
-        f"| {' | '.join(columns)} |",
-        "|" + " --- |" * len(columns),
+        "| # | what the game said, and the answer |",
+        "| --- | --- |",
     ]
     for i, turn in enumerate(episode.turns):
-        command = _cell(turn.command) + ("" if turn.is_admissible else " (not admissible)")
-        cells = [str(i + 1), _cell(turn.feedback), *([_cell(turn.reason)] if reasons else []), command]
-        lines.append(f"| {' | '.join(cells)} |")
+        reason = f"*{_cell(turn.reason)}*<br>" if turn.reason.strip() else ""
+        command = f"**&gt; {_cell(turn.command)}**" + ("" if turn.is_admissible else " (not admissible)")
+        lines.append(f"| {i + 1} | {_cell(turn.feedback)}<br>{reason}{command} |")
     return "\n".join(lines)
 
 

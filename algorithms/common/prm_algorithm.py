@@ -113,7 +113,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
                 the paper), with a fresh head; or all of it as the ``"previous"`` iteration left it.
             prm_form: ``"scalar"``, the paper's, or ``"log_prob"``; see :mod:`agentprm_gym.rewards.prm`.
             prm_kwargs: LoRA settings of the PRM's adapter where ``prm_init="base"``.
-            optimizer: how the policy is improved: ``"online_dpo"``, ``"rejection"`` or ``"grpo"``, see
+            optimizer: how the policy is improved: ``"online_dpo"``, ``"rejection"``, ``"grpo"`` or ``"mpo"``, see
                 :mod:`algorithms.common.prm_improvement`; for some also ``"ppo"``, which says where.
             loss: of ``"online_dpo"``: ``"dpo"`` or ``"ipo"``.
             n_updates: policy updates an iteration; ``"ppo"`` makes as many as the rollouts give.
