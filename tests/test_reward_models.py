@@ -17,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.models import AdapterMismatchError
-from agentprm_gym.llm.scoring import score_turns
+from agentprm_gym.llm.scoring import episode_log_probs, score_turns
 from agentprm_gym.rewards import ProcessReward, ScoredTurn, episode_score, make_reward, rank_episodes
 from agentprm_gym.rewards.learned import FORMS, PRMReward, ReferenceReward
 from agentprm_gym.rewards.prm import ProcessRewardModel, load_prm
@@ -163,6 +163,36 @@ def test_the_advantage_under_a_reference_policy(
     assert np.abs(uniform - expected).max() > 1e-4, "the policy matters"
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_the_implicit_reward_is_a_log_ratio(
+    policy: Path, saved: Path, played: tuple[Episode, list[ScoredTurn]], bare: bool
+) -> None:
+    episode, turns = played
+    trained, other = SFT.load(policy, make_toy()), AgentPRM.load(saved, make_alfworld())
+    told = []
+    for model, adapter in ((trained, "policy"), (other, None if bare else "policy")):
+        with torch.no_grad(), model.lm.active(adapter):
+            told.append(episode_log_probs(model.policy.responder, [episode])[0])
+    expected = np.zeros(len(turns))
+    for t, (turn, now, before) in enumerate(zip(episode.turns, *told, strict=True)):
+        known = turn.command in turn.admissible_commands
+        i = list(turn.admissible_commands).index(turn.command) if known else int(now.argmin())
+        expected[t] = float(now[i] - before[i])
+    assert any(not turn.is_admissible for turn in episode.turns)
+    reward = make_reward(f"implicit:{policy}", coef=2.0, **({} if bare else {"reference": str(saved)}))
+    np.testing.assert_allclose(reward.score(turns), 2 * expected, atol=1e-3)
+    assert np.abs(expected).max() > 1e-3
+    itself = make_reward(f"implicit:{policy}", reference=str(policy))
+    np.testing.assert_allclose(itself.score(turns), 0.0, atol=1e-5)
+
+
+def test_an_implicit_reward_of_nothing_says_why(tmp_path: Path, policy: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no saved policy"):
+        make_reward(f"implicit:{tmp_path / 'nothing.zip'}")
+    with pytest.raises(ValueError, match="coef must be finite"):
+        make_reward(f"implicit:{policy}", coef=float("inf"))
+
+
 def test_a_policy_that_cannot_be_the_reference_says_why(
     saved: Path, learner: str, stranger: str, tmp_path: Path
 ) -> None:
@@ -218,10 +248,11 @@ def kinds(saved: Path, policy: Path) -> dict[str, ProcessReward]:
         **rewards,
         "reference": make_reward(f"reference:{saved}", policy=str(policy)),
         "uniform": make_reward(f"reference:{saved}"),
+        "implicit": make_reward(f"implicit:{policy}"),
     }
 
 
-@pytest.mark.parametrize("kind", [*FORMS, "reference", "uniform"])
+@pytest.mark.parametrize("kind", [*FORMS, "reference", "uniform", "implicit"])
 def test_models_keep_the_contract(kinds: dict[str, ProcessReward], kind: str) -> None:
     check_process_reward(kinds[kind])
 

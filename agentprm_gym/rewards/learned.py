@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel, lora_settings
-from agentprm_gym.llm.scoring import Responder, score_turns
+from agentprm_gym.llm.scoring import Responder, episode_log_probs, score_turns
 from agentprm_gym.rewards.base import ScoredTurn
-from agentprm_gym.rewards.prm import ProcessRewardModel, load_prm
+from agentprm_gym.rewards.prm import ProcessRewardModel, base_of, load_prm
 from agentprm_gym.rewards.running import RunningScores
 from agentprm_gym.saving import SavedModel, check_base, read_save
 
@@ -206,6 +206,96 @@ class ReferenceReward:
         return self.coef * _advantages(self._running, turns, list(zip(commands, weights, strict=True)))
 
 
+class ImplicitReward:
+    """Rewards turns by how much likelier a trained policy finds the command than a reference does; no PRM is trained.
+
+    ``coef * (log pi(a|s) - log pi_ref(a|s))``, over the admissible commands: the implicit process reward (Rafailov et al.,
+    arXiv 2404.12358; Yuan et al., arXiv 2412.01981). Of a policy that was trained on demonstrations it says how expert-like a
+    command is, which is what InversePRM is to be compared with. A command that was not admissible scores like the least
+    likely one that was.
+
+    Args:
+        lm: The base model of both.
+        policy: Its way to act, and its adapter.
+        name: For messages and logs.
+        reference: The adapter of the reference; None for the bare base model.
+        coef: Weight.
+
+    Raises:
+        ValueError: ``coef`` is not finite.
+    """
+
+    privileged = False
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        policy: tuple[Responder, str],
+        name: str = "implicit",
+        *,
+        reference: str | None = None,
+        coef: float = 1.0,
+    ) -> None:
+        _check_coef(coef)
+        self.name = name
+        self.lm = lm
+        self.policy = policy
+        self.reference = reference
+        self.coef = coef
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        reference: str | os.PathLike[str] | None = None,
+        coef: float = 1.0,
+    ) -> ImplicitReward:
+        """Load saved policies; they share one base in memory.
+
+        Args:
+            path: A zip with the trained policy, which any algorithm's ``save`` wrote.
+            reference: A zip with the reference policy; None for the bare base model.
+            coef: Weight.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: There is no policy in one, they have not the same base model (``AdapterMismatchError``), or one does
+                not say what it makes of each command.
+        """
+        file = Path(path).resolve()
+        lm = _shared_base(str(file), file.stat().st_mtime_ns)
+        policy = _load_policy(lm, path, path)
+        other = None if reference is None else _load_policy(lm, path, reference)[1]
+        return cls(lm, policy, f"implicit:{path}", reference=other, coef=coef)
+
+    def score(self, turns: Sequence[ScoredTurn]) -> _Floats:
+        """Score a batch of turns in a forward pass of each model.
+
+        Args:
+            turns: The batch, from any number of episodes.
+
+        Returns:
+            Shape ``(len(turns),)``.
+        """
+        if not turns:
+            return np.zeros(0)
+        responder, adapter = self.policy
+        episodes = [_as_episode(turn) for turn in turns]
+        last = [[len(turn.turns) - 1] for turn in turns]
+        told = []
+        with torch.no_grad():
+            for name in (adapter, self.reference):
+                with self.lm.active(name):
+                    told.append(episode_log_probs(responder, episodes, last))
+        out = np.zeros(len(turns))
+        for i, (turn, (now,), (before,)) in enumerate(zip(turns, *told, strict=True)):
+            ratios = (now - before).double().cpu().numpy()  # (n_commands,)
+            done = turn.turns[-1]
+            known = done.command in done.admissible_commands
+            out[i] = ratios[list(done.admissible_commands).index(done.command)] if known else ratios[int(now.argmin())]
+        return self.coef * out
+
+
 def _of_done(running: RunningScores, transcripts: Sequence[tuple[str, Sequence[Turn]]]) -> _Floats:
     """Q of the last turn of each transcript."""
     scores = running.score([(task, turns, ()) for task, turns in transcripts])
@@ -316,3 +406,8 @@ def _running_scores(model: ProcessRewardModel) -> RunningScores:
 def _shared_model(path: str, modified: int) -> ProcessRewardModel:
     # Keyed by the time of the last change, so that a newer save at the same path is noticed.
     return load_prm(path)
+
+
+@lru_cache(maxsize=2)
+def _shared_base(path: str, modified: int) -> LanguageModel:
+    return base_of(read_save(path))

@@ -57,8 +57,8 @@ def make_reward(
     Args:
         name: A registered name, ``"sum"`` (see :class:`SumReward`), ``"ensemble"`` (see :class:`EnsembleReward`),
             ``"prm:<path>"`` for a process reward model saved there, ``"reference:<path>"`` for one of a reference policy
-            (see :class:`ReferenceReward`), or ``"judge:<base url>"`` for a language model on a server (see
-            :class:`JudgeReward`).
+            (see :class:`ReferenceReward`), ``"implicit:<path>"`` for a policy's log-ratio (see :class:`ImplicitReward`), or
+            ``"judge:<base url>"`` for a language model on a server (see :class:`JudgeReward`).
         clip: ``[low, high]``: no score is below or above; see :class:`AdjustedReward`.
         normalize: Whether scores are divided by their running standard deviation, before they are clipped.
         **kwargs: Passed to the factory.
@@ -79,10 +79,8 @@ def make_reward(
         factory = _FACTORIES[name]
     else:
         choices = ", ".join(map(repr, reward_names()))
-        raise ValueError(
-            f"reward must be one of {choices} or 'prm:<path>', 'reference:<path>', 'judge:<base url>', 'sum' or 'ensemble', "
-            f"got {name!r}"
-        )
+        patterns = "'prm:<path>', 'reference:<path>', 'implicit:<path>', 'judge:<base url>', 'sum' or 'ensemble'"
+        raise ValueError(f"reward must be one of {choices} or {patterns}, got {name!r}")
     try:
         reward = factory(**kwargs)
     except TypeError as error:
@@ -136,18 +134,29 @@ def _reference(where: str, **kwargs: Any) -> ProcessReward:
     return ReferenceReward.load(where, **kwargs)
 
 
+def _implicit(where: str, **kwargs: Any) -> ProcessReward:
+    _require_save(where, "policy")
+    from agentprm_gym.rewards.learned import ImplicitReward
+
+    return ImplicitReward.load(where, **kwargs)
+
+
 def _judge(where: str, **kwargs: Any) -> ProcessReward:
     from agentprm_gym.rewards.judge import JudgeReward
 
     return JudgeReward.of_server(where, **kwargs)
 
 
-def _require_save(path: str) -> None:
+def _require_save(path: str, what: str = "process reward model") -> None:
     if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"no saved process reward model at {path!r}: expected the zip that AgentPRM.save(path) wrote"
-        )
+        whose = "an algorithm's" if what == "policy" else "AgentPRM's"
+        raise FileNotFoundError(f"no saved {what} at {path!r}: expected the zip that {whose} save(path) wrote")
 
 
-_PREFIXES: dict[str, RewardFactory] = {"prm:": _prm, "reference:": _reference, "judge:": _judge}
+_PREFIXES: dict[str, RewardFactory] = {
+    "prm:": _prm,
+    "reference:": _reference,
+    "implicit:": _implicit,
+    "judge:": _judge,
+}
 _MADE_OF_MORE: dict[str, RewardFactory] = {"sum": _sum, "ensemble": _ensemble}
