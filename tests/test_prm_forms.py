@@ -180,6 +180,16 @@ def test_ppo_needs_a_critic(learner: str) -> None:
         state_values(AgentPRM(learner, make_toy()).prm, rollouts(1))
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"optimizer": "mpo"}, {**PPO_SETTINGS, "prm_form": "log_prob"}])
+def test_commands_of_a_policy_that_writes_freely_are_not_compared(learner: str, kwargs: dict[str, Any]) -> None:
+    writes = {"action_mode": "generate"}
+    with pytest.raises(ValueError, match="constrained"):
+        AgentPRM(learner, make_toy(), policy_kwargs=writes, **{**SMALL_AGENT_PRM, **kwargs})
+    settings = {**PPO_SETTINGS, "n_validation_games": 0, "n_iterations": 1}
+    model = AgentPRM(learner, make_toy(), policy_kwargs={**writes, "max_new_tokens": 4}, **settings)
+    assert model.learn(1).num_timesteps > 0
+
+
 # ---------------------------------------------------------------------- reward hacking
 def guarded(learner: str, **kwargs: Any) -> Any:
     settings = {**SMALL_AGENT_PRM, "n_validation_games": 2, "n_iterations": 2, "n_branch_states": 0, **kwargs}

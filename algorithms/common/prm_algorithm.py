@@ -142,7 +142,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             kwargs: see :class:`LLMAlgorithm`.
 
         Raises:
-            ValueError: for values out of range.
+            ValueError: for values out of range, or a policy that writes freely where commands are to be compared.
         """
         if prm_init not in ("policy", "base", "previous"):
             raise ValueError(f"prm_init must be 'policy', 'base' or 'previous', got {prm_init!r}")
@@ -196,6 +196,12 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.policy.responder.mode == "generate" and (self.optimizer != "ppo" or self.prm_form != "scalar"):
+            raise ValueError(
+                f"{type(self).__name__} with optimizer={self.optimizer!r} and prm_form={self.prm_form!r} compares admissible "
+                'commands, of which action_mode="generate" has no distribution: use "constrained", with "reason": True where '
+                "the policy is to think"
+            )
         self.policy.temperature = self.temperature
         lora = self.prm_kwargs or self.policy_kwargs.get("lora")
         self.prm = ProcessRewardModel(self.lm, PRM, lora, form=self.prm_form, value_head=self._judges_states())
