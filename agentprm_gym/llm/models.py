@@ -53,6 +53,11 @@ class UnsupportedModelError(ValueError):
     """A model computes something that token trees and caches cannot reproduce."""
 
 
+def on_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A copy of tensors on the CPU, without their gradients."""
+    return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+
+
 def lora_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of an adapter's PEFT configuration makes another adapter of the same shape, JSON-able."""
     chosen = {k: config[k] for k in SETTINGS if config.get(k) not in (None, False, {})}
@@ -306,7 +311,7 @@ class LanguageModel:
         """A copy of an adapter's tensors, in PEFT's naming, on the CPU."""
         # PEFT would put the base's embeddings in, where an adapter hangs on them.
         state = get_peft_model_state_dict(self._need(name), adapter_name=name, save_embedding_layers=False)
-        return {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+        return on_cpu(state)
 
     def load_adapter_state(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
         """Set an adapter's tensors.

@@ -158,3 +158,13 @@ def checked(scores: ArrayLike, n: int, name: str) -> NDArray[np.float64]:
         bad = np.flatnonzero(~np.isfinite(array)).tolist()
         raise ValueError(f"process reward {name!r} returned values that are not finite, for turns {bad} of {n}")
     return array
+
+
+def check_coef(coef: float) -> None:
+    """Complain about a weight that is no number.
+
+    Raises:
+        ValueError: It is not finite.
+    """
+    if not np.isfinite(coef):
+        raise ValueError(f"coef must be finite, got {coef!r}")

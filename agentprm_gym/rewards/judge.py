@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from agentprm_gym.rewards.base import ScoredTurn
+from agentprm_gym.rewards.base import ScoredTurn, check_coef
 
 #: Takes questions, returns one answer for each, in order.
 Ask = Callable[[list[str]], Sequence[str]]
@@ -84,8 +84,7 @@ class JudgeReward:
     def __init__(
         self, ask: Ask, name: str = "judge", *, coef: float = 1.0, n_history: int = 5, max_kept: int = 100_000
     ) -> None:
-        if not np.isfinite(coef):
-            raise ValueError(f"coef must be finite, got {coef!r}")
+        check_coef(coef)
         if n_history < 0 or max_kept < 0:
             raise ValueError(f"n_history and max_kept must be 0 or more, got {n_history!r} and {max_kept!r}")
         self.ask = ask

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel, lora_settings
-from agentprm_gym.llm.scoring import Responder, episode_log_probs, score_turns
-from agentprm_gym.rewards.base import ScoredTurn
+from agentprm_gym.llm.scoring import Responder, episode_log_probs
+from agentprm_gym.rewards.base import ScoredTurn, check_coef
 from agentprm_gym.rewards.prm import ProcessRewardModel, base_of, load_prm
 from agentprm_gym.rewards.running import RunningScores
 from agentprm_gym.saving import SavedModel, check_base, read_save
@@ -74,7 +74,7 @@ class PRMReward:
             raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
-        _check_coef(coef)
+        check_coef(coef)
         self.name = name
         self.model = model
         self.form = form
@@ -156,7 +156,7 @@ class ReferenceReward:
         mu: tuple[Responder, str] | None = None,
         coef: float = 1.0,
     ) -> None:
-        _check_coef(coef)
+        check_coef(coef)
         self.name = name
         self.model = model
         self.mu = mu
@@ -198,11 +198,7 @@ class ReferenceReward:
         if self.mu is None:
             return self.coef * _advantages(self._running, turns, [(c, np.ones(len(c))) for c in commands])
         responder, adapter = self.mu
-        episodes = [_as_episode(turn) for turn in turns]
-        last = [[len(turn.turns) - 1] for turn in turns]
-        with torch.no_grad(), self.model.lm.active(adapter):
-            told = [row[0].commands for row in score_turns(responder, episodes, last)]
-        weights = [np.exp(t.double().cpu().numpy()) for t in told if t is not None]
+        weights = [np.exp(told) for told in _command_log_probs(responder, adapter, turns)]
         return self.coef * _advantages(self._running, turns, list(zip(commands, weights, strict=True)))
 
 
@@ -215,8 +211,7 @@ class ImplicitReward:
     likely one that was.
 
     Args:
-        lm: The base model of both.
-        policy: Its way to act, and its adapter.
+        policy: Its way to act, and its adapter; the reference is on the same base.
         name: For messages and logs.
         reference: The adapter of the reference; None for the bare base model.
         coef: Weight.
@@ -229,16 +224,14 @@ class ImplicitReward:
 
     def __init__(
         self,
-        lm: LanguageModel,
         policy: tuple[Responder, str],
         name: str = "implicit",
         *,
         reference: str | None = None,
         coef: float = 1.0,
     ) -> None:
-        _check_coef(coef)
+        check_coef(coef)
         self.name = name
-        self.lm = lm
         self.policy = policy
         self.reference = reference
         self.coef = coef
@@ -266,7 +259,7 @@ class ImplicitReward:
         lm = _shared_base(str(file), file.stat().st_mtime_ns)
         policy = _load_policy(lm, path, path)
         other = None if reference is None else _load_policy(lm, path, reference)[1]
-        return cls(lm, policy, f"implicit:{path}", reference=other, coef=coef)
+        return cls(policy, f"implicit:{path}", reference=other, coef=coef)
 
     def score(self, turns: Sequence[ScoredTurn]) -> _Floats:
         """Score a batch of turns in a forward pass of each model.
@@ -280,20 +273,22 @@ class ImplicitReward:
         if not turns:
             return np.zeros(0)
         responder, adapter = self.policy
-        episodes = [_as_episode(turn) for turn in turns]
-        last = [[len(turn.turns) - 1] for turn in turns]
-        told = []
-        with torch.no_grad():
-            for name in (adapter, self.reference):
-                with self.lm.active(name):
-                    told.append(episode_log_probs(responder, episodes, last))
+        told = [_command_log_probs(responder, name, turns) for name in (adapter, self.reference)]
         out = np.zeros(len(turns))
-        for i, (turn, (now,), (before,)) in enumerate(zip(turns, *told, strict=True)):
-            ratios = (now - before).double().cpu().numpy()  # (n_commands,)
+        for i, (turn, now, before) in enumerate(zip(turns, *told, strict=True)):
+            ratios = now - before  # (n_commands,)
             done = turn.turns[-1]
             known = done.command in done.admissible_commands
             out[i] = ratios[list(done.admissible_commands).index(done.command)] if known else ratios[int(now.argmin())]
         return self.coef * out
+
+
+def _command_log_probs(responder: Responder, adapter: str | None, turns: Sequence[ScoredTurn]) -> list[_Floats]:
+    """What a policy makes of the admissible commands of each turn, (n_commands,), in one forward pass."""
+    last = [[len(turn.turns) - 1] for turn in turns]
+    with torch.no_grad(), responder.lm.active(adapter):
+        told = episode_log_probs(responder, [_as_episode(turn) for turn in turns], last)
+    return [row.double().cpu().numpy() for (row,) in told]
 
 
 def _of_done(running: RunningScores, transcripts: Sequence[tuple[str, Sequence[Turn]]]) -> _Floats:
@@ -342,11 +337,6 @@ def _admissible(turn: Turn) -> list[str]:
 
 def _as_episode(turn: ScoredTurn) -> Episode:
     return Episode(game_id="", split="", task_type="", task=turn.task, success=False, turns=list(turn.turns))
-
-
-def _check_coef(coef: float) -> None:
-    if not np.isfinite(coef):
-        raise ValueError(f"coef must be finite, got {coef!r}")
 
 
 def _load_policy(

@@ -15,7 +15,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from agentprm_gym.rewards.base import ScoredTurn
+from agentprm_gym.rewards.base import ScoredTurn, check_coef
 
 
 class OracleReward(ABC):
@@ -36,8 +36,7 @@ class OracleReward(ABC):
     def __init__(self, gamma: float = 0.95, coef: float = 1.0) -> None:
         if not 0.0 < gamma <= 1.0:
             raise ValueError(f"gamma must be in (0, 1], got {gamma!r}")
-        if not np.isfinite(coef):
-            raise ValueError(f"coef must be finite, got {coef!r}")
+        check_coef(coef)
         self.gamma = gamma
         self.coef = coef
 

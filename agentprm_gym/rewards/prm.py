@@ -32,7 +32,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from agentprm_gym.episodes import Episode, Turn
-from agentprm_gym.llm.models import LanguageModel, lora_settings
+from agentprm_gym.llm.models import LanguageModel, lora_settings, on_cpu
 from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.llm.transcripts import Passage, encode_turns
@@ -358,7 +358,7 @@ class ProcessRewardModel:
 
     def score_turns(self, task: str, turns: Sequence[Turn]) -> torch.Tensor:
         """Q of the executed command of every turn, shape (T,)."""
-        (scores,) = self.score([(task, turns, [(t, [turn.command]) for t, turn in enumerate(turns)])])
+        (scores,) = self.score([(task, turns, executed(turns))])
         return torch.cat(scores)
 
     def input_ids(self, task: str, turns: Sequence[Turn], command: str | None = None) -> list[int]:
@@ -446,13 +446,13 @@ class ProcessRewardModel:
 
     def head_state(self) -> dict[str, torch.Tensor]:
         """The head's tensors on the CPU."""
-        return {k: v.detach().to("cpu", copy=True) for k, v in self.head.state_dict().items()}
+        return on_cpu(self.head.state_dict())
 
     def heads_state(self) -> dict[str, dict[str, torch.Tensor]]:
         """All heads' tensors on the CPU, by the names under which a save holds them."""
         out = {PRM: self.head_state()}
         if self.value_head is not None:
-            out[VALUE_HEAD] = {k: v.detach().to("cpu", copy=True) for k, v in self.value_head.state_dict().items()}
+            out[VALUE_HEAD] = on_cpu(self.value_head.state_dict())
         return out
 
     def load_heads_state(self, heads: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -475,6 +475,11 @@ def _pad_token(tokenizer: PreTrainedTokenizerBase, end_of_turn: int) -> int:
     """A token to pad with. A classifier reads the last token that is none: it must not be one that texts end with."""
     special = [tokenizer.pad_token_id, *tokenizer.all_special_ids, *range(len(tokenizer))]
     return next(int(i) for i in special if i is not None and i != end_of_turn)
+
+
+def executed(turns: Sequence[Turn]) -> Candidates:
+    """Every turn with the command that was executed, to be judged."""
+    return [(t, [turn.command]) for t, turn in enumerate(turns)]
 
 
 def _known_command(turn: Turn) -> str:

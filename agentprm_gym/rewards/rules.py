@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from agentprm_gym.rewards.base import ScoredTurn
+from agentprm_gym.rewards.base import ScoredTurn, check_coef
 
 
 class OutcomeReward:
@@ -46,8 +46,7 @@ class ProgressReward:
     def __init__(self, gamma: float = 1.0, coef: float = 1.0) -> None:
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
-        if not np.isfinite(coef):
-            raise ValueError(f"coef must be finite, got {coef!r}")
+        check_coef(coef)
         self.gamma = gamma
         self.coef = coef
 

@@ -6,12 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gymnasium.vector import AutoresetMode
-
 from agentprm_gym.envs.alfworld import ALFWorldEnv
 from agentprm_gym.envs.base import Step
-from agentprm_gym.envs.vector import TextVectorEnv
 from agentprm_gym.rewards import ProcessReward, make_reward
+from agentprm_gym.wrappers.prm_vector import PRMVectorEnv
 from agentprm_gym.wrappers.process_reward import step_all
 
 
@@ -73,25 +71,8 @@ class ALFWorldPRMEnv(ALFWorldEnv):
         return step_all([self], [action], ALFWorldEnv.step)[0]
 
 
-class ALFWorldPRMVectorEnv(TextVectorEnv):
-    """``ALFWorldPRM-v0`` as a vector environment: one call of the process reward a step scores all.
-
-    See :class:`TextVectorEnv` and :class:`ALFWorldPRMEnv`. The environments share one process reward.
-    """
+class ALFWorldPRMVectorEnv(PRMVectorEnv):
+    """``ALFWorldPRM-v0`` as a vector environment; see :class:`PRMVectorEnv` and :class:`ALFWorldPRMEnv`."""
 
     env_class = ALFWorldPRMEnv
-    envs: Sequence[ALFWorldPRMEnv] = ()
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, **kwargs)
-        for env in self.envs:
-            env.process_reward = self.envs[0].process_reward
-
-    def _play(self, indices: Sequence[int], actions: Sequence[str]) -> Sequence[Step]:
-        return step_all([self.envs[i] for i in indices], [actions[i] for i in indices], ALFWorldEnv.step)
+    plain_class = ALFWorldEnv

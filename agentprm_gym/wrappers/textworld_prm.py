@@ -6,12 +6,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gymnasium.vector import AutoresetMode
-
 from agentprm_gym.envs.base import Step
 from agentprm_gym.envs.textworld import TextWorldEnv
-from agentprm_gym.envs.vector import TextVectorEnv
 from agentprm_gym.rewards import ProcessReward, make_reward
+from agentprm_gym.wrappers.prm_vector import PRMVectorEnv
 from agentprm_gym.wrappers.process_reward import check_facts, step_all
 
 
@@ -57,25 +55,8 @@ class TextWorldPRMEnv(TextWorldEnv):
         return step_all([self], [action], TextWorldEnv.step)[0]
 
 
-class TextWorldPRMVectorEnv(TextVectorEnv):
-    """``TextWorldPRM-v0`` as a vector environment: one call of the process reward a step scores all.
-
-    See :class:`TextVectorEnv` and :class:`TextWorldPRMEnv`. The environments share one process reward.
-    """
+class TextWorldPRMVectorEnv(PRMVectorEnv):
+    """``TextWorldPRM-v0`` as a vector environment; see :class:`PRMVectorEnv` and :class:`TextWorldPRMEnv`."""
 
     env_class = TextWorldPRMEnv
-    envs: Sequence[TextWorldPRMEnv] = ()
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        max_episode_steps: int | None = None,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_envs, max_episode_steps, autoreset_mode, **kwargs)
-        for env in self.envs:
-            env.process_reward = self.envs[0].process_reward
-
-    def _play(self, indices: Sequence[int], actions: Sequence[str]) -> Sequence[Step]:
-        return step_all([self.envs[i] for i in indices], [actions[i] for i in indices], TextWorldEnv.step)
+    plain_class = TextWorldEnv

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from agentprm_gym.rewards.prm import ProcessRewardModel
+from agentprm_gym.rewards.prm import ProcessRewardModel, executed
 from algorithms.common.advantages import gae
 from algorithms.common.clipped_updates import Sample
 from algorithms.common.rollouts import Rollout
@@ -54,9 +54,6 @@ def state_values(prm: ProcessRewardModel, rollouts: Sequence[Rollout]) -> list[l
     """
     if prm.value_head is None:
         raise ValueError("this process reward model has no value head: fit one with value_coef above 0")
-    items = [
-        (r.episode.task, r.episode.turns, [(t, [turn.command]) for t, turn in enumerate(r.episode.turns)])
-        for r in rollouts
-    ]
+    items = [(r.episode.task, r.episode.turns, executed(r.episode.turns)) for r in rollouts]
     with prm.lm.active(prm.adapter):
         return [torch.sigmoid(v).tolist() for v in prm.logits_and_values(items)[1]]

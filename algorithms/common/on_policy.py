@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from algorithms.common.clipped_updates import REFERENCE, ClippedUpdates, Sample
 from algorithms.common.policy import POLICY
 from algorithms.common.rollouts import RolloutTask, collect
-from algorithms.common.surrogate import LEVELS
+from algorithms.common.surrogate import check_level
 
 
 class OnPolicyLLMAlgorithm(ClippedUpdates):
@@ -68,8 +68,7 @@ class OnPolicyLLMAlgorithm(ClippedUpdates):
         Raises:
             ValueError: for values out of range.
         """
-        if level not in LEVELS:
-            raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
+        check_level(level)
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1], got {gamma}")
         sizes = {"n_games": n_games, "group_size": group_size, "batch_size": batch_size, "n_epochs": n_epochs}

@@ -19,7 +19,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.episodes import Episode
-from agentprm_gym.rewards.prm import FORMS, PRM, VALUE_HEAD, ProcessRewardModel
+from agentprm_gym.rewards.prm import FORMS, PRM, VALUE_HEAD, ProcessRewardModel, executed
 from agentprm_gym.saving import SavedModel
 from algorithms.common.checkpoints import gathered_path, iteration_path
 from algorithms.common.clipped_updates import REFERENCE, ClippedUpdates
@@ -27,8 +27,10 @@ from algorithms.common.policy import POLICY
 from algorithms.common.prm_improvement import OPTIMIZERS, DPOStats, Evidence, ImprovementSettings, improve_policy
 from algorithms.common.rollouts import Rollout, RolloutTask, collect
 from algorithms.common.search import BestOfNActor
-from algorithms.common.surrogate import LEVELS
+from algorithms.common.surrogate import check_level
 
+#: How the parameters of each head begin in :meth:`PRMAlgorithm.get_parameters`.
+_HEAD_KEYS = {PRM: "head.", VALUE_HEAD: "value_head."}
 #: So many episodes tell the mean score; those of held-out games come first.
 N_COMPARED = 64
 #: What a subclass gathers in an iteration.
@@ -171,8 +173,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         self.turns_per_episode, self.n_samples = turns_per_episode, n_samples
         self.score_scale, self.normalize_scores = score_scale, normalize_scores
         self.beta, self.margin, self.target_kl, self.imitation_coef = beta, margin, target_kl, imitation_coef
-        if level not in LEVELS:
-            raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
+        check_level(level)
         self.n_epochs, self.clip_range, self.clip_range_high = n_epochs, clip_range, clip_range_high
         self.level, self.ent_coef = level, ent_coef
         self._optimizer: torch.optim.Optimizer | None = None
@@ -338,7 +339,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         self._checkpoint(self._kept)
 
     def _running_state(self) -> dict[str, Any]:
-        """The best policy so far and where the iteration is; optimizers are made anew by each stage and are not kept."""
+        """The best policy so far and where the iteration is; those optimizers that a stage makes anew are not kept."""
         best = {"best": self._best, "best_success": self.best_success, "best_iteration": self.best_iteration}
         return {**super()._running_state(), **best, "stages_done": self.stages_done, "kept": self._kept}
 
@@ -503,7 +504,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         means = []
         for start in range(0, len(episodes), self.micro_batch_size):
             part = episodes[start : start + self.micro_batch_size]
-            items = [(e.task, e.turns, [(t, [turn.command]) for t, turn in enumerate(e.turns)]) for e in part]
+            items = [(e.task, e.turns, executed(e.turns)) for e in part]
             means += [float(torch.cat(scores).mean()) for scores in self.prm.score(items)]
         return float(np.mean(means)), float(np.mean([e.success for e in episodes]))
 
@@ -552,8 +553,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """``{"policy": ..., "prm": ...}``."""
         prm = {f"adapters.{PRM}.{k}": v for k, v in self.lm.adapter_state(PRM).items()}
-        marks = {PRM: "head.", VALUE_HEAD: "value_head."}
-        heads = {marks[name] + k: v for name, state in self.prm.heads_state().items() for k, v in state.items()}
+        heads = {_HEAD_KEYS[name] + k: v for name, state in self.prm.heads_state().items() for k, v in state.items()}
         return {**super().get_parameters(), "prm": {**prm, **heads}}
 
     def _set_parameter_group(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
@@ -562,9 +562,8 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             return
         mark = f"adapters.{PRM}."
         self.lm.load_adapter_state(PRM, {k[len(mark) :]: v for k, v in state.items() if k.startswith(mark)})
-        marks = {PRM: "head.", VALUE_HEAD: "value_head."}
         heads = {
-            name: {k[len(mark) :]: v for k, v in state.items() if k.startswith(mark)} for name, mark in marks.items()
+            name: {k[len(key) :]: v for k, v in state.items() if k.startswith(key)} for name, key in _HEAD_KEYS.items()
         }
         self.prm.load_heads_state({name: head for name, head in heads.items() if head})
 

@@ -10,7 +10,6 @@ A contextual bandit over logged states: sample commands from the *current* polic
 - ``"grpo"``: the policy gradient with scores compared within the state (Shao et al., arXiv 2402.03300); samples are fresh, so
   ratios are 1. Scores are not brought to unit size unless asked for: where a state's scores differ by nothing but noise, that
   would learn the noise. In logits its aim is ``pi(a|s) ~ reference(a|s) * exp(logit Q(s, a) / beta)``, the paper's objective.
-
 - ``"mpo"``: nothing is sampled. The paper's objective, scores minus ``beta`` times the KL divergence to the reference, has an
   optimum in closed form over the admissible commands, ``pi(a|s) ~ reference(a|s) * exp(score(s, a) / beta)``, and the policy is
   fitted to it by cross-entropy (maximum a posteriori policy optimisation, Abdolmaleki et al., arXiv 1806.06920). The PRM must

@@ -15,6 +15,16 @@ from agentprm_gym.llm.scoring import TurnScore
 LEVELS = ("turn", "token")
 
 
+def check_level(level: str) -> None:
+    """Complain about an unknown level.
+
+    Raises:
+        ValueError: naming the known ones.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
+
+
 @dataclass(slots=True)
 class SurrogateTerms:
     """Sums over the choices of some turns.
@@ -54,8 +64,7 @@ def surrogate(
     Raises:
         ValueError: for an unknown level.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
+    check_level(level)
     if level == "turn":
         log_ratio = torch.stack([a.sum() - b.sum() for a, b in zip(new, old, strict=True)])  # (T,)
         weights = torch.tensor(advantages, dtype=log_ratio.dtype, device=log_ratio.device)

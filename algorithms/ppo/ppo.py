@@ -15,6 +15,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
+from agentprm_gym.llm.models import on_cpu
 from agentprm_gym.saving import SavedModel
 from algorithms.common.advantages import gae
 from algorithms.common.clipped_updates import Sample
@@ -116,7 +117,7 @@ class PPO(OnPolicyLLMAlgorithm):
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """``{"policy": ..., "value": ...}``."""
         adapter = {f"adapters.{VALUE}.{k}": v for k, v in self.lm.adapter_state(VALUE).items()}
-        head = {f"head.{k}": v.detach().to("cpu", copy=True) for k, v in self.value.head.state_dict().items()}
+        head = {f"head.{k}": v for k, v in on_cpu(self.value.head.state_dict()).items()}
         return {**super().get_parameters(), VALUE: {**adapter, **head}}
 
     def _set_parameter_group(self, name: str, state: Mapping[str, torch.Tensor]) -> None:
@@ -131,7 +132,7 @@ class PPO(OnPolicyLLMAlgorithm):
         saved = super()._to_save()
         saved.adapters[VALUE] = self.lm.adapter_state(VALUE)
         saved.adapter_configs[VALUE] = self.lm.adapter_config(VALUE)
-        saved.heads[VALUE] = {k: v.detach().to("cpu", copy=True) for k, v in self.value.head.state_dict().items()}
+        saved.heads[VALUE] = on_cpu(self.value.head.state_dict())
         return saved
 
     def _restore(self, saved: SavedModel) -> None:
