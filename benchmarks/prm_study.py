@@ -79,15 +79,14 @@ AGENTPRM = (
     *("n_games=600", "n_repeats=1", "n_trunks=600", "n_branch_states=0", "n_branch_candidates=1", "prior_visits=null"),
     "beta=0.1",
 )
-# Demonstrations are not imitated further: the start has gone through them eight times.
-INVERSEPRM = (
-    *IMPROVEMENT,
-    *("n_games=100", "n_repeats=3", "prm_n_epochs=2", "optimizer=mpo", "beta=2.0", "n_updates=30", "imitation_coef=0"),
-)
+# Demonstrations are not imitated further: the start has gone through them many times.
+INVERSEPRM = (*IMPROVEMENT, "stop_gradient=false", "imitate=learners", "beta=0.1")
+INVERSEPRM_100 = (*INVERSEPRM, "n_games=100", "n_repeats=3", "prm_n_epochs=2")
+INVERSEPRM_1000 = (*INVERSEPRM, "n_games=300", "n_repeats=1", "prm_n_epochs=1")
 #: Number of demonstrations of a start, and what is done with it and from it.
 STARTS: dict[int, Settings] = {
-    100: Settings(epochs=8, agentprm=AGENTPRM, inverseprm=INVERSEPRM),
-    1000: Settings(epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM),
+    100: Settings(epochs=8, agentprm=AGENTPRM, inverseprm=INVERSEPRM_100),
+    1000: Settings(epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM_1000),
 }
 #: Of every other number.
 OTHERS = Settings()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from agentprm_gym.episodes import Episode, Turn
@@ -24,6 +26,7 @@ from algorithms.inverse_prm.fit import (
     Trajectory,
     answers_of,
     balance,
+    expert_likeness,
     fit_inverse_prm,
     implied_rewards,
     without_reasons,
@@ -68,6 +71,18 @@ def test_implied_rewards_by_hand(prm: ProcessRewardModel, ended: bool) -> None:
         expected = [q[t] - 0.9 * after[t + 1] if t + 1 < len(turns) else q[t] for t in range(len(row))]
         assert row.tolist() == pytest.approx(expected, abs=1e-4)
         assert plain.tolist() == pytest.approx(q[: len(row)], abs=1e-4)
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_how_an_episode_ended_does_not_make_it_like_the_experts(prm: ProcessRewardModel, ended: bool) -> None:
+    batch = with_answers(make_episodes(3), ended=True)
+    short = Trajectory(replace(batch[0].episode, turns=batch[0].episode.turns[:1]), False, ended, batch[0].answers[:1])
+    with torch.no_grad(), prm.lm.active(prm.adapter):
+        rows = implied_rewards(prm, batch, gamma=0.9)
+    expected = [float(row[:-1].mean()) for row in rows]
+    found = expert_likeness(prm, [replace(t, ended=ended) for t in (*batch, short)], gamma=0.9, micro_batch_size=2)
+    assert found[:-1] == pytest.approx(expected, abs=1e-4)
+    assert found[-1] == pytest.approx(logit(prm, short.episode, 0, short.episode.turns[0].command), abs=1e-4)
 
 
 def test_gradients_stop_at_the_next_state_and_values_at_the_clip(prm: ProcessRewardModel) -> None:
@@ -171,6 +186,10 @@ def test_what_does_not_fit_is_refused(learner: str) -> None:
         InversePRM(learner, toy, gamma=1.5)
     with pytest.raises(ValueError, match="logit_clip"):
         InversePRM(learner, toy, logit_clip=0.0)
+    with pytest.raises(ValueError, match="imitate must be one of 'learners'"):
+        InversePRM(learner, toy, imitate="winners")
+    with pytest.raises(ValueError, match="imitation_quantile"):
+        InversePRM(learner, toy, imitation_quantile=1.5)
 
 
 def exact(model: Any) -> list[float]:
@@ -213,6 +232,20 @@ def test_the_exact_q_of_a_chain(learner: str) -> None:
     assert all(float(q[0]) > float(q[1]) + 0.3 for q in ranked)
 
 
+def test_what_is_like_the_experts_is_imitated(learner: str) -> None:
+    demos, episodes = make_episodes(4), make_episodes(12)[4:]
+    model: Any = InversePRM(learner, make_toy(), demonstrations=demos, gamma=0.0, imitation_quantile=0.5)
+    randomise(model.lm, "prm", scale=0.2)
+    with torch.no_grad():
+        model.prm.head.weight.fill_(0.1)
+    expert = sorted(expert_likeness(model.prm, with_answers(demos), gamma=0.0))
+    likeness = expert_likeness(model.prm, with_answers(episodes), gamma=0.0)
+    wanted = [i for i, x in enumerate(likeness) if x > (expert[1] + expert[2]) / 2]
+    assert 0 < len(wanted) < len(episodes)
+    model.set_logger(configure(None, []))
+    assert [episodes.index(e) for e in model._like_the_experts(episodes)] == wanted
+
+
 @pytest.mark.parametrize("cls", [AgentPRM, InversePRM])
 def test_the_toy_is_solved_from_the_bundled_model(cls: type, tmp_path: Any) -> None:
     """Through SB3's own EvalCallback, which keeps the best."""
@@ -222,7 +255,7 @@ def test_the_toy_is_solved_from_the_bundled_model(cls: type, tmp_path: Any) -> N
         settings |= {"n_repeats": 16, "n_branch_states": 0, "n_validation_games": 0, "beta": 0.1}
     else:
         settings |= {"n_repeats": 8, "demonstrations": echo_demonstrations(), "beta": 1.0, "score_scale": "logit"}
-        settings |= {"prm_batch_size": 32, "prm_learning_rate": 3e-3}
+        settings |= {"prm_batch_size": 32, "prm_learning_rate": 3e-3, "imitate": "demonstrations"}
     callback = EvalCallback(make_toy(8), n_eval_episodes=16, eval_freq=1, deterministic=True, verbose=0)
     model: Any = cls("tiny", make_toy(32), n_iterations=4, **settings)
     model.learn(10**9, callback=callback)

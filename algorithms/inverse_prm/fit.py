@@ -150,6 +150,38 @@ def implied_rewards(
     return out
 
 
+@torch.no_grad()
+def expert_likeness(
+    prm: ProcessRewardModel,
+    trajectories: Sequence[Trajectory],
+    *,
+    gamma: float,
+    clip: float | None = None,
+    micro_batch_size: int = 16,
+) -> list[float]:
+    """How much like the expert's each episode is: its mean implied reward; activates the PRM's adapter.
+
+    An episode's last turn is left out, unless there is no other. There alone the reward depends on whether the game ended or
+    was cut off, which in many games is whether it was won.
+
+    Args:
+        prm: gives Q, as logits.
+        trajectories: whose is not looked at.
+        gamma: see :func:`implied_rewards`.
+        clip: likewise.
+        micro_batch_size: trajectories a forward pass.
+
+    Returns:
+        For each trajectory a logit, above 0 where it rather is the expert's.
+    """
+    out: list[float] = []
+    with prm.lm.active(prm.adapter):
+        for start in range(0, len(trajectories), micro_batch_size):
+            part = [replace(t, ended=len(t.episode.turns) == 1) for t in trajectories[start : start + micro_batch_size]]
+            out += [float(row.mean()) for row in implied_rewards(prm, part, gamma=gamma, clip=clip)]
+    return out
+
+
 def fit_inverse_prm(
     prm: ProcessRewardModel,
     trajectories: Sequence[Trajectory],

@@ -14,7 +14,10 @@ Differences from the paper and its released code:
 5. The next state's value is a constant in the fit (``stop_gradient=True``): with gradients through both, a chain of three rooms
    took ten times as long to come out right.
 6. Each update of the model is half the expert's, however few demonstrations there are.
-7. Beside the process reward, the demonstrations go on being imitated (``imitation_coef``); 0 leaves the paper's method.
+7. Beside moving at single states against Q, the policy imitates (``imitation_coef``; 0 leaves the paper's method): those of its
+   own episodes that the process reward takes for the expert's (``imitate="learners"``, as AgentPRM imitates those that were
+   won), the demonstrations, or both. Over a whole episode the implied rewards tell good play from bad far better than Q tells
+   the commands of one state.
 8. What is kept is the last policy. Choosing by success would be reading outcomes.
 
 ``gamma=0`` is a one-step discriminator as in GAIL (Ho & Ermon, arXiv 1606.03476), for comparison.
@@ -37,7 +40,17 @@ from algorithms.common.checkpoints import EPISODES
 from algorithms.common.policy import POLICY
 from algorithms.common.prm_algorithm import PRMAlgorithm
 from algorithms.common.rollouts import RolloutTask
-from algorithms.inverse_prm.fit import Trajectory, answers_of, balance, fit_inverse_prm, without_reasons
+from algorithms.inverse_prm.fit import (
+    Trajectory,
+    answers_of,
+    balance,
+    expert_likeness,
+    fit_inverse_prm,
+    without_reasons,
+)
+
+#: What may be imitated beside the process reward.
+IMITATED = ("learners", "demonstrations", "both")
 
 
 class InversePRM(PRMAlgorithm[list[Episode]]):
@@ -63,6 +76,8 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         stop_gradient: bool = True,
         logit_clip: float | None = 10.0,
         read_reasons: bool = False,
+        imitate: str = "learners",
+        imitation_quantile: float = 0.1,
         prm_n_epochs: int = 2,
         optimizer: str = "grpo",
         margin: float = 0.02,
@@ -82,6 +97,11 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
                 up where a learner came from and down where the expert did, against what is learnt of it there.
             logit_clip: the fit holds values within plus and minus this; ``None``: no limit.
             read_reasons: whether the model reads reasons.
+            imitate: what is imitated beside the process reward, with weight ``imitation_coef``: of the ``"learners"`` those
+                episodes of this iteration whose mean implied reward is like the expert's; the ``"demonstrations"``; or
+                ``"both"``.
+            imitation_quantile: of the demonstrations' mean implied rewards, in [0, 1]; a learner's episode with no less is like
+                the expert's.
             prm_n_epochs: passes over the trajectories.
             optimizer: see :class:`PRMAlgorithm`.
             margin: likewise.
@@ -94,6 +114,10 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
         if logit_clip is not None and not logit_clip > 0:
             raise ValueError(f"logit_clip must be above 0 or None, got {logit_clip}")
+        if imitate not in IMITATED:
+            raise ValueError(f"imitate must be one of {', '.join(map(repr, IMITATED))}, got {imitate!r}")
+        if not 0 <= imitation_quantile <= 1:
+            raise ValueError(f"imitation_quantile must be in [0, 1], got {imitation_quantile}")
         if kwargs.get("n_validation_games"):
             raise ValueError(
                 "n_validation_games is 0 for InversePRM: to choose a policy by its success would be to read outcomes"
@@ -102,6 +126,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             demonstrations = list(read_episodes(demonstrations))
         self.demonstrations = demonstrations
         self.stop_gradient, self.logit_clip, self.read_reasons = stop_gradient, logit_clip, read_reasons
+        self.imitate, self.imitation_quantile = imitate, imitation_quantile
         # Rollouts of each learner so far, with whether the game ended by itself.
         self._learners: list[tuple[Episode, bool]] = []
         super().__init__(
@@ -156,17 +181,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         """Fit a PRM that tells the demonstrations from what all learners so far did."""
         self._learners += self._with_endings(gathered)
         both = [(e, True, True) for e in self._demonstrations()] + [(e, False, ended) for e, ended in self._learners]
-        if not self.read_reasons:
-            both = [(without_reasons(e), is_expert, ended) for e, is_expert, ended in both]
-        with self.lm.active(POLICY):
-            answers = answers_of(
-                self.policy.responder,
-                [e for e, _, _ in both],
-                temperature=self.temperature,
-                rng=self._rng(4),
-                micro_batch_size=self.micro_batch_size,
-            )
-        data = [Trajectory(*whose, drawn) for whose, drawn in zip(both, answers, strict=True)]
+        data = self._answered(both, self._rng(4))
         balance(data)
         self._begin_prm()
         report = fit_inverse_prm(
@@ -189,6 +204,20 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         self.logger.record("prm/learner_reward", report.learner_reward)
         self._compare_with_outcomes(gathered)
 
+    def _answered(self, episodes: Sequence[tuple[Episode, bool, bool]], rng: np.random.Generator) -> list[Trajectory]:
+        """What the model reads of episodes (each with whether it is the expert's and ended), with the policy's answers."""
+        if not self.read_reasons:
+            episodes = [(without_reasons(e), is_expert, ended) for e, is_expert, ended in episodes]
+        with self.lm.active(POLICY):
+            answers = answers_of(
+                self.policy.responder,
+                [e for e, _, _ in episodes],
+                temperature=self.temperature,
+                rng=rng,
+                micro_batch_size=self.micro_batch_size,
+            )
+        return [Trajectory(*whose, drawn) for whose, drawn in zip(episodes, answers, strict=True)]
+
     def _with_endings(self, episodes: Sequence[Episode]) -> list[tuple[Episode, bool]]:
         """Episodes with whether the game ended by itself."""
         horizon = self._horizon()
@@ -197,11 +226,34 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
 
     # ------------------------------------------------------------------ stage 3: improve the policy
     def _improve(self, gathered: list[Episode]) -> None:
-        """Move the policy at its own states and at the expert's, and go on imitating the expert."""
+        """Move the policy at its own states and at the expert's, and imitate what is or is taken for the expert's."""
         demos = self._demonstrations()
         states = [(e, range(len(e.turns))) for e in (*gathered, *demos)]
+        imitated: list[Episode] = []
+        if self.imitation_coef:
+            imitated += demos if self.imitate != "learners" else []
+            imitated += self._like_the_experts(gathered) if self.imitate != "demonstrations" else []
         read = None if self.read_reasons else without_reasons
-        self._improve_against_prm(states, successes=[(e, 0) for e in demos], read=read)
+        self._improve_against_prm(states, successes=[(e, 0) for e in imitated], read=read)
+
+    def _like_the_experts(self, gathered: Sequence[Episode]) -> list[Episode]:
+        """Those of the learner's episodes that the process reward takes for the expert's; how they ended is not looked at."""
+        demos = self._demonstrations()
+        likeness = expert_likeness(
+            self.prm,
+            self._answered([(e, False, False) for e in (*demos, *gathered)], self._rng(11)),
+            gamma=self.gamma,
+            clip=self.logit_clip,
+            micro_batch_size=self.micro_batch_size,
+        )
+        enough = np.quantile(likeness[: len(demos)], self.imitation_quantile)
+        chosen = [e for e, x in zip(gathered, likeness[len(demos) :], strict=True) if x >= enough]
+        self.logger.record("prm/share_like_expert", len(chosen) / len(gathered))
+        # To be looked at only: nothing is decided by it.
+        self.logger.record(
+            "prm/success_like_expert", float(np.mean([e.success for e in chosen])) if chosen else float("nan")
+        )
+        return chosen
 
     # ------------------------------------------------------------------ checkpoints
     def _write_gathered(self, folder: Path, gathered: list[Episode]) -> None:
