@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agentprm_gym.engines.planner import Planner
 from agentprm_gym.episodes import Turn
 from agentprm_gym.games import GameList
+from agentprm_gym.llm.scoring import Responder
 from algorithms import AgentPRM
 from algorithms.agent_prm.fit import evaluate_prm
 from algorithms.agent_prm.targets import Label, LabelledEpisode
@@ -35,6 +37,7 @@ from algorithms.common.prm_report import (
     rank_states,
     record_planner,
 )
+from algorithms.common.prm_samples import candidates_markdown
 from algorithms.common.rollouts import Rollout, RolloutTask, collect
 from tests.algorithm_helpers import make_alfworld, make_model, make_toy
 from tests.llm_helpers import randomise
@@ -357,6 +360,32 @@ def test_a_policy_that_writes_freely_is_left_out(played: tuple[Any, list[Rollout
     assert set(logger.name_to_value) == PLANNER - {"prm/planner_policy_top1"}
 
 
+def test_a_sample_of_turns_shows_what_the_prm_and_the_policy_think(played: tuple[Any, list[Rollout]]) -> None:
+    model, rollouts = played
+    episodes = [r.episode for r in rollouts]
+    for e in episodes[:3]:
+        head, *rows = candidates_markdown(model.prm, model.policy.responder, [e], np.random.default_rng(0)).split("\n")[
+            4:
+        ]
+        said = re.search(r"turn (\d) of 8, lost: ", head)
+        assert said is not None
+        t = int(said[1]) - 1
+        commands = list(e.turns[t].admissible_commands)
+        ((q,),) = model.prm.score([(e.task, e.turns, [(t, commands)])])
+        shown = {re.sub("[▶★] ", "", row.split(" | ")[0][2:]): row.split(" | ")[1:] for row in rows}
+        assert len(shown) == min(6, len(commands)) and e.turns[t].command in shown
+        for command, (chance, score) in shown.items():
+            assert float(score.strip(" |")) == pytest.approx(float(q[commands.index(command)]), abs=6e-4)
+            assert 0 <= float(chance.strip("%")) <= 100
+        # Sorted by Q, and the best of all is there.
+        assert "★" in rows[0] and commands[int(q.argmax())] in rows[0] and "★" not in "".join(rows[1:])
+        assert [row for row in rows if "▶" in row and e.turns[t].command in row]
+    every = candidates_markdown(model.prm, model.policy.responder, episodes, np.random.default_rng(0))
+    assert every.count("★") == 1 + len(episodes)  # one explains it
+    writes = Responder(model.lm, mode="generate")
+    assert candidates_markdown(model.prm, writes, episodes, np.random.default_rng(0)) == ""
+
+
 # ---------------------------------------------------------------------- the report of a fit
 def test_held_out_labels_are_judged_within_their_state(played: tuple[Any, list[Rollout]]) -> None:
     model, rollouts = played
@@ -411,6 +440,7 @@ def test_a_fit_logs_its_report(learner: str, household: VecEnv, tmp_path: Path) 
     assert 0 <= keeper.values["prm/heldout_ece"] <= 1 and 1 <= keeper.values["prm/planner_states"] <= 64
     # The figures are where figures can be shown, and nowhere else.
     events = EventAccumulator(str(tmp_path), size_guidance={"images": 0}).Reload()
+    assert "samples/candidates/text_summary" in events.Tags()["tensors"]
     assert set(events.Tags()["images"]) == FIGURES and PLANNER | HELD_OUT <= set(events.Tags()["scalars"])
     assert all(isinstance(keeper.values[tag], Figure) for tag in FIGURES)
     rows = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]

@@ -123,21 +123,21 @@ def episode_markdown(episode: Episode) -> str:
     """
     outcome = "won" if episode.success else "lost"
     lines = [
-        f"**{_cell(episode.task)}**",
+        f"**{cell(episode.task)}**",
         "",
-        f"{outcome} in {len(episode.turns)} turns; {_cell(episode.game_id)}, {_cell(episode.policy)}",
+        f"{outcome} in {len(episode.turns)} turns; {cell(episode.game_id)}, {cell(episode.policy)}",
         "",
         "| # | what the game said, and the answer |",
         "| --- | --- |",
     ]
     for i, turn in enumerate(episode.turns):
-        reason = f"*{_cell(turn.reason)}*<br>" if turn.reason.strip() else ""
-        command = f"**&gt; {_cell(turn.command)}**" + ("" if turn.is_admissible else " (not admissible)")
-        lines.append(f"| {i + 1} | {_cell(turn.feedback)}<br>{reason}{command} |")
+        reason = f"*{cell(turn.reason)}*<br>" if turn.reason.strip() else ""
+        command = f"**&gt; {cell(turn.command)}**" + ("" if turn.is_admissible else " (not admissible)")
+        lines.append(f"| {i + 1} | {cell(turn.feedback)}<br>{reason}{command} |")
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """A text that stays in its cell, whatever a model wrote."""
     text = " ".join(text.split())
     for sign, written in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("_", "\\_"), ("`", "\\`")):

@@ -23,8 +23,10 @@ from agentprm_gym.rewards.prm import FORMS, PRM, VALUE_HEAD, ProcessRewardModel,
 from agentprm_gym.saving import SavedModel
 from algorithms.common.checkpoints import gathered_path, iteration_path
 from algorithms.common.clipped_updates import REFERENCE, ClippedUpdates
+from algorithms.common.curves import ONLY_TENSORBOARD
 from algorithms.common.policy import POLICY
 from algorithms.common.prm_improvement import OPTIMIZERS, DPOStats, Evidence, ImprovementSettings, improve_policy
+from algorithms.common.prm_samples import candidates_markdown
 from algorithms.common.rollouts import Rollout, RolloutTask, collect
 from algorithms.common.search import BestOfNActor
 from algorithms.common.surrogate import check_level
@@ -492,11 +494,22 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             self.lm.add_adapter(PRM, self.prm_kwargs or self.policy_kwargs.get("lora"))
         self.prm.reset_head()
 
-    def _compare_with_outcomes(self, episodes: Sequence[Episode]) -> None:
-        """Log how the PRM's scores of what was done compare with how it went; an episode counts as one, however long."""
-        score, success = self._opinion(episodes)
+    def _compare_with_outcomes(
+        self, episodes: Sequence[Episode], read: Callable[[Episode], Episode] | None = None
+    ) -> None:
+        """Log how the PRM's scores of what was done compare with how it went, and some turns with scores to read.
+
+        Args:
+            episodes: played; one counts as one, however long.
+            read: what the PRM is shown of an episode; by default what the policy sees.
+        """
+        shown = [e if read is None else read(e) for e in episodes[:N_COMPARED]]
+        score, success = self._opinion(shown)
         self.logger.record("prm/score_mean", score)
         self.logger.record("prm/gap", score - success)
+        sample = candidates_markdown(self.prm, self.policy.responder, episodes, self._rng(12), read=read)
+        if sample:
+            self.logger.record("samples/candidates", sample, exclude=ONLY_TENSORBOARD)
 
     def _opinion(self, episodes: Sequence[Episode]) -> tuple[float, float]:
         """The PRM's mean score of what was done in some episodes, and the share of them that were won."""

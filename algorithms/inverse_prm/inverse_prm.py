@@ -26,7 +26,7 @@ Differences from the paper and its released code:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,11 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         rollouts = self._collect(tasks, "roll out", callback)
         return None if rollouts is None else [rollout.episode for rollout in rollouts]
 
+    @property
+    def _read(self) -> Callable[[Episode], Episode] | None:
+        """What the model is shown of an episode; ``None``: what the policy sees."""
+        return None if self.read_reasons else without_reasons
+
     def _demonstrations(self) -> list[Episode]:
         if not self.demonstrations:
             raise ValueError(
@@ -202,12 +207,12 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         self.logger.record("prm/accuracy", report.accuracy)
         self.logger.record("prm/expert_reward", report.expert_reward)
         self.logger.record("prm/learner_reward", report.learner_reward)
-        self._compare_with_outcomes(gathered)
+        self._compare_with_outcomes(gathered, self._read)
 
     def _answered(self, episodes: Sequence[tuple[Episode, bool, bool]], rng: np.random.Generator) -> list[Trajectory]:
         """What the model reads of episodes (each with whether it is the expert's and ended), with the policy's answers."""
-        if not self.read_reasons:
-            episodes = [(without_reasons(e), is_expert, ended) for e, is_expert, ended in episodes]
+        if self._read is not None:
+            episodes = [(self._read(e), is_expert, ended) for e, is_expert, ended in episodes]
         with self.lm.active(POLICY):
             answers = answers_of(
                 self.policy.responder,
@@ -233,8 +238,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         if self.imitation_coef:
             imitated += demos if self.imitate != "learners" else []
             imitated += self._like_the_experts(gathered) if self.imitate != "demonstrations" else []
-        read = None if self.read_reasons else without_reasons
-        self._improve_against_prm(states, successes=[(e, 0) for e in imitated], read=read)
+        self._improve_against_prm(states, successes=[(e, 0) for e in imitated], read=self._read)
 
     def _like_the_experts(self, gathered: Sequence[Episode]) -> list[Episode]:
         """Those of the learner's episodes that the process reward takes for the expert's; how they ended is not looked at."""
