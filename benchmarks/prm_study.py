@@ -2,7 +2,9 @@
 
 Two starts, SFT on 100 and on 1,000 demonstrations of the searching expert, and three seeds of each. From a start: three
 iterations of AgentPRM; GRPO on outcomes with as many environment steps (what AgentPRM played to choose its best iteration
-included), and for as many minutes; two iterations of InversePRM on the demonstrations that the start was cloned from. Every
+included), and for as many minutes; two iterations of InversePRM on the demonstrations that the start was cloned from, and
+beside it two other process rewards that read no outcome: a one-step discriminator in its place (``gamma=0``, as in GAIL), and
+the implicit one, how much likelier the start finds a command than the base model does, by GRPO with as many steps. Every
 policy plays every ``valid_seen`` game once, sampled at temperature 1, some of them greedily and on ``valid_unseen``, too. Then
 best-of-N: with each iteration's policy and PRM, and with the start's policy and the PRM that was fitted to its rollouts, which
 is a process reward model against which nothing was trained yet.
@@ -55,6 +57,7 @@ class Settings:
         inverseprm: arguments of InversePRM.
         agentprm_iterations: iterations of AgentPRM.
         inverseprm_iterations: iterations of InversePRM.
+        gail_iterations: iterations with a one-step discriminator in its place.
         n_envs: episodes that GRPO plays side by side: all of an iteration.
     """
 
@@ -66,6 +69,7 @@ class Settings:
     inverseprm: tuple[str, ...] = ()
     agentprm_iterations: int = 3
     inverseprm_iterations: int = 2
+    gail_iterations: int = 1
     n_envs: int = 128
 
 
@@ -88,6 +92,8 @@ STARTS: dict[int, Settings] = {
     100: Settings(epochs=8, agentprm=AGENTPRM, inverseprm=INVERSEPRM_100),
     1000: Settings(epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM_1000),
 }
+#: What makes a one-step discriminator of InversePRM's Q; from each start beside its other arguments.
+GAIL = ("gamma=0",)
 #: Of every other number.
 OTHERS = Settings()
 #: A trial: the same parts, as small as they can be.
@@ -119,6 +125,9 @@ BEST_OF_LINES: dict[str, tuple[str, str]] = {
 GREEDY = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2")
 UNSEEN = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2")
 
+#: What is trained from a start, the later of what the earlier took; those of a stage side by side.
+STAGES = (("sft",), ("agentprm", "inverseprm", "gail"), ("grpo", "grpo_minutes", "implicit"))
+PARTS = tuple(part for stage in STAGES for part in stage)
 #: More than any run takes; the minutes end it.
 ENDLESS = 10**9
 
@@ -127,7 +136,10 @@ TITLES = {
     "agentprm_kept": "AgentPRM, the iteration it chose",
     "grpo": "GRPO, equal rollouts",
     "grpo_minutes": "GRPO, equal minutes",
+    "implicit": "GRPO on the implicit process reward",
 }
+#: Algorithms of which each iteration's save is measured.
+ITERATED = {"agentprm": "AgentPRM", "inverseprm": "InversePRM", "gail": "One-step discriminator"}
 
 
 # ---------------------------------------------------------------------- what is measured
@@ -163,7 +175,8 @@ def policies(settings: Settings) -> list[str]:
     """Names of the policies from a start, in the order of the table."""
     agent = [f"agentprm_{k + 1}" for k in range(settings.agentprm_iterations)]
     inverse = [f"inverseprm_{k + 1}" for k in range(settings.inverseprm_iterations)]
-    return ["sft", *agent, "agentprm_kept", "grpo", "grpo_minutes", *inverse]
+    gail = [f"gail_{k + 1}" for k in range(settings.gail_iterations)]
+    return ["sft", *agent, "agentprm_kept", "grpo", "grpo_minutes", *inverse, *gail, "implicit"]
 
 
 def conditions(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[Condition]:
@@ -204,7 +217,7 @@ class Study:
             FileNotFoundError: the part is finished, but without this save.
         """
         name, _, which = policy.rpartition("_")
-        if name in ("agentprm", "inverseprm"):
+        if name in ITERATED:
             out = self.part(start, seed, name)
             path = out / "model.zip" if which == "kept" else out / "iterations" / f"{which}.zip"
         else:
@@ -232,7 +245,8 @@ class Study:
             RuntimeError: with what it said, if it failed; or if it was done with other settings.
         """
         asked = {
-            "args": [str(x.relative_to(self.folder)) if isinstance(x, Path) else str(x) for x in args],
+            # Some name a file within a text; the folder may be moved.
+            "args": [str(x).replace(f"{self.folder}/", "") for x in args],
             "inputs": {str(x.relative_to(self.folder)): _digest(x) for x in args if isinstance(x, Path)},
         }
         record = out / "asked.json"
@@ -260,7 +274,7 @@ class Study:
             raise RuntimeError(f"{words} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
 
     def train(self, start: int, seed: int, part: str) -> None:
-        """Train a part: ``"sft"``, ``"agentprm"``, ``"grpo"``, ``"grpo_minutes"`` or ``"inverseprm"``."""
+        """Train a part: one of :data:`PARTS`."""
         settings = self.settings[start]
         if part == "sft":
             chosen = settings.sft
@@ -270,11 +284,19 @@ class Study:
             if part == "agentprm":
                 chosen = settings.agentprm
                 args = ["--algo", "agentprm", *policy, "--iterations", settings.agentprm_iterations]
-            elif part == "inverseprm":
-                chosen = settings.inverseprm
+            elif part in ("inverseprm", "gail"):
+                chosen = settings.inverseprm + (GAIL if part == "gail" else ())
                 demos = self.part(start, seed, "sft") / "demos.jsonl.gz"
                 args = ["--algo", "inverseprm", *policy, "--demos", demos]
-                args += ["--iterations", settings.inverseprm_iterations]
+                n = settings.gail_iterations if part == "gail" else settings.inverseprm_iterations
+                args += ["--iterations", n]
+            elif part == "implicit":
+                chosen = settings.grpo
+                steps, _ = self.spent(start, seed, "inverseprm")
+                reward = {"reward": f"implicit:{policy[1]}"}
+                alone = {"reward": "outcome", "reward_kwargs": {"weight": 0.0}}
+                args = ["--algo", "grpo", *policy, "--timesteps", steps, "--n-envs", settings.n_envs]
+                args += ["--reward", "sum", "--reward-kwargs", json.dumps({"parts": [reward, alone]})]
             else:
                 chosen = settings.grpo
                 steps, minutes = self.spent(start, seed, "agentprm")
@@ -333,7 +355,7 @@ class Study:
         pairs = list(itertools.product(self.settings, seeds))
         with ThreadPoolExecutor(jobs) as pool:
             # One after another, since the later need the earlier; what is timed runs beside what is as busy.
-            for parts in (["sft"], ["agentprm", "inverseprm"], ["grpo", "grpo_minutes"]):
+            for parts in STAGES:
                 tasks = [(start, seed, part) for part in parts for start, seed in pairs]
                 for (start, seed, part), _ in zip(tasks, pool.map(lambda x: self.train(*x), tasks), strict=True):
                     steps, minutes = self.spent(start, seed, part)
@@ -450,8 +472,7 @@ def _cell(figures: Mapping[str, float], name: str, sign: str = "") -> str:
 def _title(policy: str) -> str:
     """A policy's name for people."""
     name, _, iteration = policy.rpartition("_")
-    long = {"agentprm": "AgentPRM", "inverseprm": "InversePRM"}
-    return TITLES[policy] if policy in TITLES else f"{long[name]}, iteration {iteration}"
+    return TITLES[policy] if policy in TITLES else f"{ITERATED[name]}, iteration {iteration}"
 
 
 def print_tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> None:
@@ -513,20 +534,20 @@ def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
     for (start, settings), (left, right) in zip(study.settings.items(), panels, strict=True):
         key = f"sft{start}_{{}}_success"
         last = settings.agentprm_iterations
-        for i, (name, label) in enumerate({"agentprm": "AgentPRM", "inverseprm": "InversePRM"}.items()):
-            n = last if name == "agentprm" else settings.inverseprm_iterations
+        for i, (name, label) in enumerate(ITERATED.items()):
+            n = getattr(settings, f"{name}_iterations")
             # Beside each other, so that intervals can be told apart; the start is common to all.
             points = {0.0: key.format("sft")} | {k + 0.04 * i: key.format(f"{name}_{k}") for k in range(1, n + 1)}
             plot(left, label, points, color=f"C{i}")
         for i, name in enumerate(("grpo", "grpo_minutes")):
             # Of GRPO only the end was measured, where its budget is that of all iterations.
             points = {0.0: key.format("sft"), last + 0.06 * (i + 1): key.format(name)}
-            plot(left, TITLES[name], points, color=f"C{2 + i}", linestyle=":")
+            plot(left, TITLES[name], points, color=f"C{3 + i}", linestyle=":")
         left.set_xticks(range(last + 1), ["SFT", *map(str, range(1, last + 1))])
         left.set_xlabel("iteration")
         for i, (line, pair) in enumerate(lines(settings).items()):
             points = {float(n): f"sft{start}_best_of_{n}_{line}" for n in study.best_of}
-            plot(right, _pair_title(*pair), points, color=f"C{4 + i}")
+            plot(right, _pair_title(*pair), points, color=f"C{5 + i}")
         right.set_xscale("log", base=2)
         right.set_xticks(study.best_of, list(map(str, study.best_of)))
         right.set_xlabel("N of best-of-N")
@@ -547,12 +568,12 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
     figures = figures_of(rows, study)
     cost: list[dict[str, Any]] = []
     for start, seed in itertools.product(study.settings, seeds):
-        for part in ("sft", "agentprm", "grpo", "grpo_minutes", "inverseprm"):
+        for part in PARTS:
             steps, minutes = study.spent(start, seed, part)
             cost.append({"start": start, "seed": seed, "part": part, "steps": steps, "minutes": minutes})
             if part == "agentprm":
                 cost[-1]["kept_iteration"] = study.kept(start, seed)
-        for part in ("sft", "agentprm", "grpo", "grpo_minutes", "inverseprm"):
+        for part in PARTS:
             spent = [x for x in cost if (x["start"], x["part"]) == (start, part)]
             for key in ("steps", "minutes"):
                 figures[f"sft{start}_{part}_train_{key}"] = float(np.mean([x[key] for x in spent]))

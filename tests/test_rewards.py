@@ -157,6 +157,15 @@ def test_both_parts_are_told_and_add_up():
     assert infos[-1]["is_success"] is True
 
 
+def test_an_outcome_of_weight_0_leaves_the_process_reward_alone():
+    parts = [{"reward": "progress"}, {"reward": "outcome", "reward_kwargs": {"weight": 0.0}}]
+    rewards, infos = walk(prm_env(reward="sum", reward_kwargs={"parts": parts}))
+    alone = [info["reward/prm"] for info in walk(prm_env(reward="progress"))[1]]
+    assert infos[-1]["reward/env"] == 1.0 and rewards == pytest.approx(alone)
+    halved = walk(prm_env(reward="outcome", reward_kwargs={"weight": 0.5}))[0]
+    assert halved[-1] == 0.5 and not any(halved[:-1])
+
+
 def test_outcome_is_the_plain_environment():
     shaped = walk(prm_env(reward="outcome"))[0]
     plain = walk(gym.make("ALFWorld-v0", games="generated", split="valid_seen"))[0]

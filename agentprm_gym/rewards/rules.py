@@ -11,14 +11,28 @@ from agentprm_gym.rewards.base import ScoredTurn, check_coef
 
 
 class OutcomeReward:
-    """No process reward: zero for every turn, so that only the environment's outcome remains."""
+    """No process reward: zero for every turn, so that only the environment's outcome remains; or that in another weight.
+
+    Args:
+        weight: Of the environment's own reward. With 0 it is taken away again, so that in a sum nothing but the other parts is
+            learnt from: a process reward alone.
+
+    Raises:
+        ValueError: ``weight`` is not finite.
+    """
 
     name = "outcome"
     privileged = False
 
+    def __init__(self, weight: float = 1.0) -> None:
+        check_coef(weight)
+        self.weight = weight
+
     def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:
-        """Return zeros, shape ``(len(turns),)``."""
-        return np.zeros(len(turns), dtype=np.float64)
+        """Return ``(weight - 1)`` times the environment's reward of each turn, shape ``(len(turns),)``."""
+        if self.weight == 1.0:
+            return np.zeros(len(turns), dtype=np.float64)
+        return np.array([(self.weight - 1.0) * turn.turns[-1].reward for turn in turns], dtype=np.float64)
 
 
 class ProgressReward:
