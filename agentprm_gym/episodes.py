@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,10 @@ class Turn:
         # A tuple is shared, not copied, when the engine gives one: long runs hold many turns.
         self.admissible_commands = tuple(self.admissible_commands)
 
+    def bare(self) -> Turn:
+        """Return the turn as if nothing but its command had been said."""
+        return replace(self, reason="", response=self.command, tokens=None)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the turn as JSON types, in the format's order of keys."""
         return {
@@ -126,6 +130,10 @@ class Episode:
     policy: str = ""
     seed: int | None = None
     turns: list[Turn] = field(default_factory=list)
+
+    def bare(self) -> Episode:
+        """Return the episode as if nothing but its commands had been said."""
+        return replace(self, turns=[turn.bare() for turn in self.turns])
 
     def to_dict(self) -> dict[str, Any]:
         """Return the episode as JSON types, in the format's order of keys."""

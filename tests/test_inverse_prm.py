@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from agentprm_gym.episodes import Episode, Turn
+from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.rewards.prm import ProcessRewardModel
@@ -29,7 +29,6 @@ from algorithms.inverse_prm.fit import (
     expert_likeness,
     fit_inverse_prm,
     implied_rewards,
-    without_reasons,
 )
 from tests.algorithm_helpers import SMALL_INVERSE_PRM, echo_demonstrations, make_toy
 from tests.chain_env import BACK, N_ROOMS, ON, make_chain, walk
@@ -140,14 +139,6 @@ def test_a_fit_needs_both_sides(prm: ProcessRewardModel) -> None:
     settings |= {"batch_size": 2, "micro_batch_size": 2, "max_grad_norm": 1.0, "rng": np.random.default_rng(0)}
     with pytest.raises(ValueError, match="learner's"):
         fit_inverse_prm(prm, with_answers(make_episodes(2)), **settings)
-
-
-def test_reasons_are_left_out() -> None:
-    said = {"reason": "I wonder", "command": "look", "response": "REASON: I wonder\nACTION: look"}
-    turn = Turn(feedback="You see a mug 1.", admissible_commands=["look"], **said)
-    episode = Episode(game_id="g", split="train", task_type="t", task="task", success=False, turns=[turn])
-    (bare,) = without_reasons(episode).turns
-    assert (bare.reason, bare.response, turn.reason) == ("", "look", "I wonder")
 
 
 # ---------------------------------------------------------------------- the algorithm

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from agentprm_gym.episodes import Turn
+from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.rewards.prm import FORMS, ProcessRewardModel, load_prm
+from agentprm_gym.rewards.running import RunningScores
 from algorithms import AgentPRM, InversePRM
 from algorithms.agent_prm.critic import critic_samples, state_values
 from algorithms.agent_prm.fit import value_loss
@@ -43,6 +45,48 @@ def rollouts(n: int = 4) -> list[Rollout]:
         episode.turns[-1].reward = float(i % 2)
         out.append(Rollout(episode, [], 0, [turn.reward for turn in episode.turns]))
     return out
+
+
+# ---------------------------------------------------------------------- what is read
+@pytest.mark.parametrize("form", FORMS)
+def test_reasons_are_left_out_where_they_are_not_to_be_read(learner: str, form: str, tmp_path: Path) -> None:
+    """However the scores are asked for, and after saving; with sampled tokens that hold the reason, too."""
+    kwargs: dict[str, Any] = {
+        "policy_kwargs": {"reason": True, "template": "full"},
+        "prm_form": form,
+        "demonstrations": make_episodes(2),
+    }
+    model: Any = InversePRM(learner, make_toy(), **kwargs)
+    randomise(model.lm, "prm", scale=0.2)
+    with torch.no_grad():
+        model.prm.head.weight.fill_(0.05)
+    model.save(tmp_path / "model")
+    prompt = model.lm.prompt
+    bare = make_episodes(2)
+    said = [
+        replace(
+            turn,
+            reason="I wonder why",
+            response="...",
+            tokens=prompt.with_reason(prompt.command_ids("I wonder why")[:-1], turn.command, stopped=True),
+        )
+        for turn in bare[0].turns
+    ]
+    talking = [replace(bare[0], turns=said), bare[1]]
+    assert talking[0].bare() == bare[0].bare()
+
+    def scores(prm: ProcessRewardModel, episodes: list[Episode]) -> list[float]:
+        alone = [prm.score_turns(e.task, e.turns) for e in episodes]
+        every = [row for of_episode in prm.score_all(episodes) for row in of_episode]
+        running = RunningScores(prm).score([(e.task, e.turns, ["look"]) for e in episodes])
+        return [*torch.cat([*alone, *every]).tolist(), *(q for found in running for q in found.values())]
+
+    for prm in (model.prm, load_prm(tmp_path / "model.zip")):
+        assert not prm.read_reasons
+        expected = scores(prm, bare)
+        assert scores(prm, talking) == pytest.approx(expected, abs=1e-4)
+        prm.read_reasons = True
+        assert scores(prm, talking) != pytest.approx(expected, abs=1e-3)
 
 
 # ---------------------------------------------------------------------- Q as log-probabilities

@@ -21,7 +21,7 @@ import copy
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -111,6 +111,8 @@ class ProcessRewardModel:
         lm: the language model whose base it shares.
         adapter: name of its adapter.
         form: ``"scalar"`` or ``"log_prob"``.
+        read_reasons: whether it reads what was said before the commands. Two players differ in style, which says nothing of
+            how good a command is.
         head: maps hidden states (..., H) to logits (..., 1), or to ``v``.
         value_head: maps the hidden state at a prompt's end to the logit of V(s); ``None`` without one.
         running: its :class:`~agentprm_gym.rewards.running.RunningScores`, which all process rewards made of it share.
@@ -124,6 +126,7 @@ class ProcessRewardModel:
         *,
         form: str = "scalar",
         value_head: bool = False,
+        read_reasons: bool = True,
     ) -> None:
         """Put a process reward model on a language model.
 
@@ -133,13 +136,14 @@ class ProcessRewardModel:
             lora: LoRA settings of a new adapter.
             form: ``"scalar"`` or ``"log_prob"``.
             value_head: whether it judges states, too.
+            read_reasons: whether it reads the reasons before commands.
 
         Raises:
             ValueError: for an unknown form.
         """
         if form not in FORMS:
             raise ValueError(f"the form of a process reward model is one of {FORMS}, got {form!r}")
-        self.lm, self.adapter, self.form = lm, adapter, form
+        self.lm, self.adapter, self.form, self.read_reasons = lm, adapter, form, read_reasons
         self.running: Any = None
         if adapter not in lm.adapters:
             lm.add_adapter(adapter, lora)
@@ -282,8 +286,13 @@ class ProcessRewardModel:
 
     def encode(self, task: str, turns: Sequence[Turn]) -> list[Passage]:
         """Write turns as this model reads them."""
+        turns = self._shown(turns)
         limit, prompt = self.lm.context_length, self.lm.prompt
         return encode_turns(prompt, task, turns, limit=limit, reserve=_RESERVE if prompt.has_marker else 0)
+
+    def _shown(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """Turns without their reasons, where this model does not read them."""
+        return turns if self.read_reasons else [turn.bare() if turn.reason else turn for turn in turns]
 
     def _tree(
         self, task: str, turns: Sequence[Turn], passage: Passage, candidates: Candidates
@@ -349,7 +358,8 @@ class ProcessRewardModel:
                 (e.task, e.turns, [(t, [_known_command(e.turns[t])]) for t in which])
                 for e, which in zip(episodes, wanted, strict=True)
             ]
-            log_probs = episode_log_probs(Responder(self.lm), episodes, wanted)
+            shown = [replace(e, turns=list(self._shown(e.turns))) for e in episodes]
+            log_probs = episode_log_probs(Responder(self.lm), shown, wanted)
             alpha = self.head.log_alpha.exp()
             return [
                 [z[0] + alpha * (row - row[i]) for z, row, i in zip(*of_episode, strict=True)]
@@ -523,7 +533,12 @@ def load_prm(path: str | os.PathLike[str] | BinaryIO, lm: LanguageModel | None =
     check_base(saved, lm.name, lm.fingerprint, str(path))
     config = saved.adapter_configs[PRM]
     prm = ProcessRewardModel(
-        lm, PRM, lora_settings(config), form=form_of(saved.heads[PRM]), value_head=VALUE_HEAD in saved.heads
+        lm,
+        PRM,
+        lora_settings(config),
+        form=form_of(saved.heads[PRM]),
+        value_head=VALUE_HEAD in saved.heads,
+        read_reasons=bool(saved.manifest["data"].get("read_reasons", True)),
     )
     lm.load_adapter_state(PRM, saved.adapters[PRM])
     prm.load_heads_state(saved.heads)

@@ -75,6 +75,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         prm_init: str = "policy",
         prm_form: str = "scalar",
         prm_kwargs: dict[str, Any] | None = None,
+        read_reasons: bool = True,
         optimizer: str = "online_dpo",
         loss: str = "dpo",
         n_updates: int = 80,
@@ -117,6 +118,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
                 the paper), with a fresh head; or all of it as the ``"previous"`` iteration left it.
             prm_form: ``"scalar"``, the paper's, or ``"log_prob"``; see :mod:`agentprm_gym.rewards.prm`.
             prm_kwargs: LoRA settings of the PRM's adapter where ``prm_init="base"``.
+            read_reasons: whether the PRM reads the reasons before commands.
             optimizer: how the policy is improved: ``"online_dpo"``, ``"rejection"``, ``"grpo"`` or ``"mpo"``, see
                 :mod:`algorithms.common.prm_improvement`; for some also ``"ppo"``, which says where.
             loss: of ``"online_dpo"``: ``"dpo"`` or ``"ipo"``.
@@ -168,6 +170,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         self.gamma, self.temperature = gamma, temperature
         self.prm_learning_rate, self.prm_n_epochs, self.prm_batch_size = prm_learning_rate, prm_n_epochs, prm_batch_size
         self.prm_init, self.prm_form, self.prm_kwargs = prm_init, prm_form, prm_kwargs
+        self.read_reasons = read_reasons
         self.n_validation_games, self.max_grad_norm = n_validation_games, max_grad_norm
         self.micro_batch_size = micro_batch_size
         self.optimizer, self.loss = optimizer, loss
@@ -207,7 +210,14 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             )
         self.policy.temperature = self.temperature
         lora = self.prm_kwargs or self.policy_kwargs.get("lora")
-        self.prm = ProcessRewardModel(self.lm, PRM, lora, form=self.prm_form, value_head=self._judges_states())
+        self.prm = ProcessRewardModel(
+            self.lm,
+            PRM,
+            lora,
+            form=self.prm_form,
+            value_head=self._judges_states(),
+            read_reasons=self.read_reasons,
+        )
         self.lm.copy_adapter(POLICY, REFERENCE)
 
     # ------------------------------------------------------------------ what an algorithm says
@@ -451,7 +461,6 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         *,
         evidence: Evidence | None = None,
         successes: Sequence[tuple[Episode, int]] = (),
-        read: Callable[[Episode], Episode] | None = None,
     ) -> None:
         """Improve the policy at logged states; arguments as for :func:`improve_policy`."""
 
@@ -470,7 +479,6 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             rng=self._rng(7),
             evidence=evidence,
             successes=successes,
-            read=read,
             on_step=on_step,
         )
         self._n_updates += len(stats.losses)
@@ -494,20 +502,16 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             self.lm.add_adapter(PRM, self.prm_kwargs or self.policy_kwargs.get("lora"))
         self.prm.reset_head()
 
-    def _compare_with_outcomes(
-        self, episodes: Sequence[Episode], read: Callable[[Episode], Episode] | None = None
-    ) -> None:
+    def _compare_with_outcomes(self, episodes: Sequence[Episode]) -> None:
         """Log how the PRM's scores of what was done compare with how it went, and some turns with scores to read.
 
         Args:
             episodes: played; one counts as one, however long.
-            read: what the PRM is shown of an episode; by default what the policy sees.
         """
-        shown = [e if read is None else read(e) for e in episodes[:N_COMPARED]]
-        score, success = self._opinion(shown)
+        score, success = self._opinion(episodes)
         self.logger.record("prm/score_mean", score)
         self.logger.record("prm/gap", score - success)
-        sample = candidates_markdown(self.prm, self.policy.responder, episodes, self._rng(12), read=read)
+        sample = candidates_markdown(self.prm, self.policy.responder, episodes, self._rng(12))
         if sample:
             self.logger.record("samples/candidates", sample, exclude=ONLY_TENSORBOARD)
 

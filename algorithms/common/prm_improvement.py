@@ -197,7 +197,6 @@ def improve_policy(
     rng: np.random.Generator,
     evidence: Evidence | None = None,
     successes: Sequence[tuple[Episode, int]] = (),
-    read: Callable[[Episode], Episode] | None = None,
     on_step: Callable[[float, DPOStats], bool] | None = None,
 ) -> DPOStats:
     """Improve a policy adapter.
@@ -213,7 +212,6 @@ def improve_policy(
         rng: random stream.
         evidence: Monte-Carlo visits to weigh in; only commands that were tried are then compared. ``None`` is the paper's way.
         successes: episodes to imitate, each with the first turn to imitate; ``settings.imitation_coef`` is the weight.
-        read: what the PRM is shown of an episode; by default what the policy sees.
         on_step: called after each update with the share done; returning False ends training.
 
     Returns:
@@ -240,14 +238,13 @@ def improve_policy(
             log_probs = episode_log_probs(responder, batch, turns)
             with torch.no_grad(), lm.active(reference):
                 ref = episode_log_probs(responder, batch, turns)
-            shown = batch if read is None else [read(e) for e in batch]
             useful: list[_State] = []
             loss = None
             if settings.optimizer == "mpo":
-                loss = _mpo_loss(prm, shown, turns, log_probs, ref, evidence, settings, stats)
+                loss = _mpo_loss(prm, batch, turns, log_probs, ref, evidence, settings, stats)
             else:
                 sampled = _sample(batch, turns, log_probs, settings, rng, stats)
-                useful = _score(prm, shown, sampled, evidence, settings, stats) if sampled else []
+                useful = _score(prm, batch, sampled, evidence, settings, stats) if sampled else []
                 loss = _loss(useful, log_probs, ref, settings, stats) if useful else None
             _record_kl(log_probs, ref, stats)
             if settings.imitation_coef > 0 and successes:

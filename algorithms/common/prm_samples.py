@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,8 +23,6 @@ def candidates_markdown(
     responder: Responder,
     episodes: Sequence[Episode],
     rng: np.random.Generator,
-    *,
-    read: Callable[[Episode], Episode] | None = None,
 ) -> str:
     """A Markdown table: turns of different episodes, their likeliest commands, and the PRM's favourites among the rest.
 
@@ -33,7 +31,6 @@ def candidates_markdown(
         responder: how the policy acts, whose adapter is :data:`POLICY`.
         episodes: to draw turns from; those with a choice are drawn.
         rng: draws.
-        read: what the PRM is shown of an episode; by default what the policy sees.
 
     Returns:
         The text; empty where nothing can be shown: no turn with a choice, or a policy without a distribution over commands.
@@ -50,8 +47,7 @@ def candidates_markdown(
     batch, turns = [e for e, _ in drawn], [[t] for _, t in drawn]
     with responder.lm.active(POLICY):
         log_probs = [row for (row,) in episode_log_probs(responder, batch, turns)]  # (n_commands,) each
-    shown = batch if read is None else [read(e) for e in batch]
-    scores = [torch.sigmoid(row) for (row,) in prm.score_all(shown, turns)]  # (n_commands,) each
+    scores = [torch.sigmoid(row) for (row,) in prm.score_all(batch, turns)]  # (n_commands,) each
     lines = ["Q is the PRM's; ▶ what was done, ★ the highest Q of all that was possible.", ""]
     lines += ["| the state, and what could be done | policy | Q |", "| --- | ---: | ---: |"]
     for (episode, t), log_prob, q in zip(drawn, log_probs, scores, strict=True):

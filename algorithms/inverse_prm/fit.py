@@ -61,12 +61,6 @@ class InverseReport:
     learner_reward: float
 
 
-def without_reasons(episode: Episode) -> Episode:
-    """The episode as bare commands: an expert's and a learner's reasons differ in style, which would tell them apart."""
-    turns = [replace(turn, reason="", response=turn.command) for turn in episode.turns]
-    return replace(episode, turns=turns)
-
-
 @torch.no_grad()
 def answers_of(
     responder: Responder,

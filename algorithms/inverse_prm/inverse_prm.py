@@ -26,7 +26,7 @@ Differences from the paper and its released code:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,6 @@ from algorithms.inverse_prm.fit import (
     balance,
     expert_likeness,
     fit_inverse_prm,
-    without_reasons,
 )
 
 #: What may be imitated beside the process reward.
@@ -125,7 +124,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         if isinstance(demonstrations, (str, os.PathLike)):
             demonstrations = list(read_episodes(demonstrations))
         self.demonstrations = demonstrations
-        self.stop_gradient, self.logit_clip, self.read_reasons = stop_gradient, logit_clip, read_reasons
+        self.stop_gradient, self.logit_clip = stop_gradient, logit_clip
         self.imitate, self.imitation_quantile = imitate, imitation_quantile
         # Rollouts of each learner so far, with whether the game ended by itself.
         self._learners: list[tuple[Episode, bool]] = []
@@ -136,6 +135,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             n_games=n_games,
             n_repeats=n_repeats,
             gamma=gamma,
+            read_reasons=read_reasons,
             prm_n_epochs=prm_n_epochs,
             optimizer=optimizer,
             margin=margin,
@@ -157,11 +157,6 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         ]
         rollouts = self._collect(tasks, "roll out", callback)
         return None if rollouts is None else [rollout.episode for rollout in rollouts]
-
-    @property
-    def _read(self) -> Callable[[Episode], Episode] | None:
-        """What the model is shown of an episode; ``None``: what the policy sees."""
-        return None if self.read_reasons else without_reasons
 
     def _demonstrations(self) -> list[Episode]:
         if not self.demonstrations:
@@ -207,12 +202,13 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         self.logger.record("prm/accuracy", report.accuracy)
         self.logger.record("prm/expert_reward", report.expert_reward)
         self.logger.record("prm/learner_reward", report.learner_reward)
-        self._compare_with_outcomes(gathered, self._read)
+        self._compare_with_outcomes(gathered)
 
     def _answered(self, episodes: Sequence[tuple[Episode, bool, bool]], rng: np.random.Generator) -> list[Trajectory]:
-        """What the model reads of episodes (each with whether it is the expert's and ended), with the policy's answers."""
-        if self._read is not None:
-            episodes = [(self._read(e), is_expert, ended) for e, is_expert, ended in episodes]
+        """Episodes (each with whether it is the expert's and ended) with the policy's answers."""
+        if not self.read_reasons:
+            # Nor are answers given after the expert's reasons, which all but say what the expert did.
+            episodes = [(e.bare(), is_expert, ended) for e, is_expert, ended in episodes]
         with self.lm.active(POLICY):
             answers = answers_of(
                 self.policy.responder,
@@ -238,7 +234,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         if self.imitation_coef:
             imitated += demos if self.imitate != "learners" else []
             imitated += self._like_the_experts(gathered) if self.imitate != "demonstrations" else []
-        self._improve_against_prm(states, successes=[(e, 0) for e in imitated], read=self._read)
+        self._improve_against_prm(states, successes=[(e, 0) for e in imitated])
 
     def _like_the_experts(self, gathered: Sequence[Episode]) -> list[Episode]:
         """Those of the learner's episodes that the process reward takes for the expert's; how they ended is not looked at."""
