@@ -21,6 +21,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.packing import TokenTree, pack
@@ -55,10 +56,8 @@ class Responder:
 
     def __post_init__(self) -> None:
         """Check the parameters."""
-        if self.mode not in MODES:
-            raise ValueError(f"action_mode must be one of {MODES}, got {self.mode!r}")
-        if self.normalization not in NORMALIZATIONS:
-            raise ValueError(f"score_normalization must be one of {NORMALIZATIONS}, got {self.normalization!r}")
+        check_choice("action_mode", self.mode, MODES)
+        check_choice("score_normalization", self.normalization, NORMALIZATIONS)
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be 1 or more, got {self.max_new_tokens}")
         self._tries = lru_cache(20_000)(self._build)

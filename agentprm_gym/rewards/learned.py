@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel, lora_settings
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
@@ -70,8 +71,7 @@ class PRMReward:
         gamma: float = 1.0,
         coef: float = 1.0,
     ) -> None:
-        if form not in FORMS:
-            raise ValueError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}")
+        check_choice("form", form, FORMS)
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"gamma must be in [0, 1], got {gamma!r}")
         check_coef(coef)

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.models import LanguageModel, lora_settings, on_cpu
 from agentprm_gym.llm.packing import TokenTree, pack
@@ -141,8 +142,7 @@ class ProcessRewardModel:
         Raises:
             ValueError: for an unknown form.
         """
-        if form not in FORMS:
-            raise ValueError(f"the form of a process reward model is one of {FORMS}, got {form!r}")
+        check_choice("form", form, FORMS)
         self.lm, self.adapter, self.form, self.read_reasons = lm, adapter, form, read_reasons
         self.running: Any = None
         if adapter not in lm.adapters:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
 
 #: How the scores of turns become an episode's; see :func:`episode_score`.
@@ -36,8 +37,7 @@ def episode_score(scores: ArrayLike, how: str = "last") -> float:
         >>> [episode_score([0.5, 0.25, 0.5], how) for how in EPISODE_SCORES]
         [0.5, 0.4166666666666667, 0.25, 0.0625, 1.25]
     """
-    if how not in EPISODE_SCORES:
-        raise ValueError(f"how must be one of {', '.join(map(repr, EPISODE_SCORES))}, got {how!r}")
+    check_choice("how", how, EPISODE_SCORES)
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"expected finite scores of shape (T,) with one turn or more, got {array!r}")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.rewards.prm import ProcessRewardModel
 from algorithms.agent_prm.targets import LabelledEpisode
 from algorithms.common.prm_report import (
@@ -44,8 +45,7 @@ def check_fit_settings(rank_loss: str, count_weight: str) -> None:
         ("rank_loss", rank_loss, RANK_LOSSES),
         ("count_weight", count_weight, COUNT_WEIGHTS),
     ):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}")
+        check_choice(name, value, known)
 
 
 @dataclass(slots=True)

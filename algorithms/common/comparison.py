@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agentprm_gym.checks import check_choice
+
 Floats = NDArray[np.float64]
 
 #: What may stand on the x axis, and the tag that says it; ``None`` is the step itself.
@@ -119,8 +121,7 @@ def read_curves(runs: Mapping[str, str | os.PathLike[str]], tags: Sequence[str],
         FileNotFoundError: if a folder is missing or holds no event files.
         ValueError: for an unknown axis, or if no run has a tag; the message lists those that there are.
     """
-    if axis not in AXES:
-        raise ValueError(f"axis must be one of {', '.join(map(repr, AXES))}, got {axis!r}")
+    check_choice("axis", axis, AXES)
     found: dict[str, dict[str, list[Path]]] = {}  # label -> seed -> event folders
     for name, folder in runs.items():
         found |= _settings(name, Path(folder))

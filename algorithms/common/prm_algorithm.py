@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode
 from agentprm_gym.rewards.prm import FORMS, PRM, VALUE_HEAD, ProcessRewardModel, executed
 from agentprm_gym.saving import SavedModel
@@ -150,10 +151,8 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         Raises:
             ValueError: for values out of range, or a policy that writes freely where commands are to be compared.
         """
-        if prm_init not in ("policy", "base", "previous"):
-            raise ValueError(f"prm_init must be 'policy', 'base' or 'previous', got {prm_init!r}")
-        if prm_form not in FORMS:
-            raise ValueError(f"prm_form must be one of {', '.join(map(repr, FORMS))}, got {prm_form!r}")
+        check_choice("prm_init", prm_init, ("policy", "base", "previous"))
+        check_choice("prm_form", prm_form, FORMS)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
         sizes = {
@@ -182,12 +181,10 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         self.n_epochs, self.clip_range, self.clip_range_high = n_epochs, clip_range, clip_range_high
         self.level, self.ent_coef = level, ent_coef
         self._optimizer: torch.optim.Optimizer | None = None
-        if optimizer not in self.optimizers:
-            raise ValueError(f"optimizer must be one of {', '.join(map(repr, self.optimizers))}, got {optimizer!r}")
+        check_choice("optimizer", optimizer, self.optimizers)
         if optimizer != "ppo":
             self._improvement_settings(learning_rate)  # complains
-        if on_divergence not in ("warn", "stop", "refit"):
-            raise ValueError(f"on_divergence must be 'warn', 'stop' or 'refit', got {on_divergence!r}")
+        check_choice("on_divergence", on_divergence, ("warn", "stop", "refit"))
         self.on_divergence, self.max_divergence = on_divergence, max_divergence
         self.on_stage: Callable[[str, float], None] | None = None
         self.prm: ProcessRewardModel

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.scoring import Responder, episode_log_probs, sample_commands
@@ -89,13 +90,9 @@ class ImprovementSettings:
         Raises:
             ValueError: for values out of range.
         """
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer must be one of {', '.join(map(repr, OPTIMIZERS))}, got {self.optimizer!r}")
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(map(repr, LOSSES))}, got {self.loss!r}")
-        if self.score_scale not in SCORE_SCALES:
-            known = ", ".join(map(repr, SCORE_SCALES))
-            raise ValueError(f"score_scale must be one of {known}, got {self.score_scale!r}")
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("loss", self.loss, LOSSES)
+        check_choice("score_scale", self.score_scale, SCORE_SCALES)
         if self.n_samples < 2:
             raise ValueError(f"n_samples must be 2 or more, got {self.n_samples}: one command compares with nothing")
 

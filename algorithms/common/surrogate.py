@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.llm.scoring import TurnScore
 
 LEVELS = ("turn", "token")
@@ -21,8 +22,7 @@ def check_level(level: str) -> None:
     Raises:
         ValueError: naming the known ones.
     """
-    if level not in LEVELS:
-        raise ValueError(f"level must be one of {LEVELS}, got {level!r}")
+    check_choice("level", level, LEVELS)
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
 from algorithms.common.advantages import Floats, discounted_returns
 
@@ -126,10 +127,8 @@ class QTable:
         """
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1], got {gamma}")
-        if discount not in DISCOUNTS:
-            raise ValueError(f"discount must be one of {', '.join(map(repr, DISCOUNTS))}, got {discount!r}")
-        if reward_range not in REWARD_RANGES:
-            raise ValueError(f"reward_range must be one of {', '.join(map(repr, REWARD_RANGES))}, got {reward_range!r}")
+        check_choice("discount", discount, DISCOUNTS)
+        check_choice("reward_range", reward_range, REWARD_RANGES)
         self.gamma, self.discount, self.reward_range = gamma, discount, reward_range
         self.visits: dict[bytes, dict[str, Visit]] = {}
 

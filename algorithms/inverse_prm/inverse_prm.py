@@ -35,6 +35,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, read_episodes, write_episodes
 from algorithms.common.checkpoints import EPISODES
 from algorithms.common.policy import POLICY
@@ -113,8 +114,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
         if logit_clip is not None and not logit_clip > 0:
             raise ValueError(f"logit_clip must be above 0 or None, got {logit_clip}")
-        if imitate not in IMITATED:
-            raise ValueError(f"imitate must be one of {', '.join(map(repr, IMITATED))}, got {imitate!r}")
+        check_choice("imitate", imitate, IMITATED)
         if not 0 <= imitation_quantile <= 1:
             raise ValueError(f"imitation_quantile must be in [0, 1], got {imitation_quantile}")
         if kwargs.get("n_validation_games"):

@@ -9,6 +9,7 @@ import numpy as np
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
+from agentprm_gym.checks import check_choice
 from algorithms.common.advantages import discounted_returns
 from algorithms.common.clipped_updates import Sample
 from algorithms.common.on_policy import OnPolicyLLMAlgorithm
@@ -44,8 +45,7 @@ class REINFORCE(OnPolicyLLMAlgorithm):
         Raises:
             ValueError: for an unknown baseline.
         """
-        if baseline not in BASELINES:
-            raise ValueError(f"baseline must be one of {BASELINES}, got {baseline!r}")
+        check_choice("baseline", baseline, BASELINES)
         self.baseline = baseline
         super().__init__(policy, env, learning_rate, n_games=n_games, group_size=group_size, **kwargs)
 

@@ -13,6 +13,7 @@ import torch
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.rewards import EPISODE_SCORES, rank_episodes
 from agentprm_gym.rewards.prm import ProcessRewardModel, load_prm
 from algorithms.common.clipped_updates import Sample
@@ -56,8 +57,7 @@ class RFT(OnPolicyLLMAlgorithm):
             raise ValueError(f"n_per_game must be 1 or more, got {n_per_game}")
         if rank_by is not None and not rank_by.startswith("prm:"):
             raise ValueError(f"rank_by must be None or 'prm:<path>', got {rank_by!r}")
-        if episode_score not in EPISODE_SCORES:
-            raise ValueError(f"episode_score must be one of {EPISODE_SCORES}, got {episode_score!r}")
+        check_choice("episode_score", episode_score, EPISODE_SCORES)
         self.n_per_game, self.rank_by, self.episode_score = n_per_game, rank_by, episode_score
         self._ranker: ProcessRewardModel | None = None
         super().__init__(policy, env, learning_rate, batch_size=batch_size, n_epochs=n_epochs, **kwargs)

@@ -24,6 +24,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from torch.nn import functional
 
+from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, read_episodes, write_episodes
 from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.scoring import score_turns
@@ -81,14 +82,12 @@ class SFT(LLMAlgorithm):
         Raises:
             ValueError: for an unknown loss or teacher, or sizes below 1.
         """
-        if teacher not in TEACHERS:
-            raise ValueError(f"teacher must be one of {TEACHERS}, got {teacher!r}")
+        check_choice("teacher", teacher, TEACHERS)
         if dagger_games < 0 or (dagger_games and loss != "constrained"):
             raise ValueError(
                 f"dagger_games must be 0 or more, and needs loss='constrained'; got {dagger_games}, {loss!r}"
             )
-        if loss not in LOSSES:
-            raise ValueError(f"loss must be one of {LOSSES}, got {loss!r}")
+        check_choice("loss", loss, LOSSES)
         if batch_size < 1 or micro_batch_size < 1:
             raise ValueError(f"batch sizes must be 1 or more, got {batch_size} and {micro_batch_size}")
         if isinstance(demonstrations, (str, os.PathLike)):
