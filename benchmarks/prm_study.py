@@ -570,7 +570,9 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
     for start, seed in itertools.product(study.settings, seeds):
         for part in PARTS:
             steps, minutes = study.spent(start, seed, part)
-            cost.append({"start": start, "seed": seed, "part": part, "steps": steps, "minutes": minutes})
+            commit = json.loads((study.part(start, seed, part) / "settings.json").read_text())["commit"]
+            of_part = {"start": start, "seed": seed, "part": part, "commit": commit}
+            cost.append({**of_part, "steps": steps, "minutes": minutes})
             if part == "agentprm":
                 cost[-1]["kept_iteration"] = study.kept(start, seed)
         for part in PARTS:

@@ -349,8 +349,8 @@ def provenance() -> dict[str, Any]:
             versions[name] = "not installed"
     machine = f"{platform.system()} {platform.machine()}, {n_cores()} CPU cores"
     # Without the folders of this machine, which say nothing elsewhere.
-    program = Path(sys.argv[0])
-    name = f"python -m benchmarks.{program.stem}" if program.suffix == ".py" else program.name
+    module = getattr(sys.modules["__main__"], "__spec__", None)  # there with "python -m"
+    name = Path(sys.argv[0]).name if module is None else f"python -m {module.name.removesuffix('.__main__')}"
     return {"commit": commit, "versions": versions, "machine": machine, "command": " ".join([name, *sys.argv[1:]])}
 
 
