@@ -214,7 +214,7 @@ def test_the_key_comes_from_the_environment_and_is_never_shown(monkeypatch: pyte
         assert "sesame" not in str(vars(reward)) + str(vars(vars(reward)["ask"]))
     with serve(lambda q: "1", failures=[401]) as served:
         reward = make_reward(f"judge:{served.url}", model="small")
-        with pytest.raises(JudgeError, match=r"in 1 attempts; the last error: status 401: .*Bearer \*\*\*") as caught:
+        with pytest.raises(JudgeError, match=r"refused a request for 'small': status 401: .*Bearer \*\*\*") as caught:
             reward.score([turn("a", after="b")])
         assert "sesame" not in str(caught.value)
 
@@ -224,7 +224,7 @@ def test_a_server_that_does_not_answer_is_an_error_and_an_empty_answer_is_not() 
         reward = make_reward(f"judge:{served.url}", model="small", max_retries=1)
         with pytest.warns(UserWarning, match="unparsable"):
             assert reward.score([turn("a", after="b")]).tolist() == [0]
-    with pytest.raises(JudgeError, match=r"gave no answer of 'small' in 2 attempts.*Is the server up"):
+    with pytest.raises(JudgeError, match=r"gave no answer for 'small' in 2 attempts.*Is the server up"):
         reward.score([turn("a", after="c")])
 
 

@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from transformers import AutoTokenizer
 
 import agentprm_gym  # noqa: F401  # registers the environments
+from agentprm_gym.chat_client import ServerClient, ServerError
 from agentprm_gym.episodes import Episode, Turn, read_episodes
 from agentprm_gym.llm.models import LanguageModel
 from agentprm_gym.llm.prompts import TextPrompt
@@ -37,7 +38,7 @@ from algorithms.common.loading import check_model, load_actor, load_policy
 from algorithms.common.policy import LLMPolicy
 from algorithms.common.rollouts import RolloutTask, collect
 from algorithms.common.search import BestOfNActor, VoteActor
-from algorithms.common.server import ServerActor, ServerClient, ServerError, ServerPolicy
+from algorithms.common.server import ServerActor, ServerPolicy
 from tests.llm_helpers import save_random_model
 
 N_ENVS = 2

@@ -7,20 +7,19 @@ preference itself is the reward.
 
 from __future__ import annotations
 
-import os
 import re
-import time
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agentprm_gym.rewards.base import ScoredTurn, check_coef
+
+if TYPE_CHECKING:
+    from agentprm_gym.chat_client import ServerClient
 
 #: Takes questions, returns one answer for each, in order.
 Ask = Callable[[list[str]], Sequence[str]]
@@ -48,8 +47,6 @@ _ANSWER = re.compile(
     re.IGNORECASE,
 )
 _VERDICTS = {"1": 1.0, "0": -1.0, "-1": 0.0}
-#: Answers that may be better the next time, besides all of 500 and above.
-_RETRIED = frozenset({408, 409, 425, 429})
 
 
 class JudgeError(ConnectionError):
@@ -123,7 +120,8 @@ class JudgeReward:
         Raises:
             ValueError: The address is none or holds a secret, there is no model, or a number is out of range.
         """
-        server = _Server(base_url, model, api_key_env, timeout, max_retries, concurrency, max_tokens)
+        settings = {"timeout": timeout, "max_retries": max_retries, "concurrency": concurrency}
+        server = _Server(base_url, model, max_tokens, api_key_env=api_key_env, **settings)
         return cls(server, f"judge:{base_url}", **kwargs)
 
     def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:
@@ -210,94 +208,32 @@ def read_answer(answer: str) -> float | None:
 class _Server:
     """Asks a model behind an OpenAI-compatible chat API. The key is read with each request and kept nowhere."""
 
-    def __init__(
-        self,
-        base_url: str,
-        model: str,
-        api_key_env: str,
-        timeout: float,
-        max_retries: int,
-        concurrency: int,
-        max_tokens: int,
-    ) -> None:
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(f"expected a server's address such as 'judge:http://127.0.0.1:8000/v1', got {base_url!r}")
-        if url.username or url.password or url.query:
-            # Not repeated here: it may be a secret, and an environment's spec holds the address.
-            raise ValueError(
-                "expected a server's address without user, password and query, since it is written down: put a key into the "
-                "environment variable that api_key_env names"
-            )
+    def __init__(self, base_url: str, model: str, max_tokens: int, **settings: Any) -> None:
+        if max_tokens < 1:
+            raise ValueError(f"expected max_tokens of 1 or more, got {max_tokens}")
         if not model:
             raise ValueError(
                 f'which model? Expected its name at the server, reward_kwargs={{"model": ...}}, got {model!r}'
             )
-        if timeout <= 0 or max_retries < 0 or concurrency < 1 or max_tokens < 1:
-            raise ValueError(
-                "expected timeout above 0, max_retries of 0 or more, concurrency and max_tokens of 1 or more, got "
-                f"{timeout}, {max_retries}, {concurrency} and {max_tokens}"
-            )
-        self.url = f"{base_url.rstrip('/')}/chat/completions"
-        self.model, self.api_key_env, self.timeout = model, api_key_env, timeout
-        self.max_retries, self.concurrency, self.max_tokens = max_retries, concurrency, max_tokens
+        self.base_url, self.model, self.max_tokens, self.settings = base_url, model, max_tokens, settings
+        self._client().close()  # complains
 
     def __call__(self, questions: list[str]) -> list[str]:
         """Ask side by side; answers come in the order of the questions."""
-        # Made for each batch: environments are copied into worker processes, and connections are not.
-        import httpx
+        from agentprm_gym.chat_client import ServerError
 
-        with (
-            httpx.Client(timeout=self.timeout) as client,
-            ThreadPoolExecutor(min(self.concurrency, len(questions))) as pool,
-        ):
-            return list(pool.map(lambda question: self._ask(client, question), questions))
-
-    def _ask(self, client: Any, question: str) -> str:
-        import httpx
-
-        body = {
-            "model": self.model,
-            "messages": [{"role": "user", "content": question}],
-            "temperature": 0.0,
-            "max_tokens": self.max_tokens,
-        }
-        key = os.environ.get(self.api_key_env, "").strip()
-        if not (key.isascii() and key.isprintable()):
-            # Caught here, since whoever refuses it later would show it.
-            raise ValueError(f"the environment variable {self.api_key_env} holds no key: it has unprintable characters")
-        last = ""
-        for attempt in range(self.max_retries + 1):
-            if attempt:
-                time.sleep(min(0.5 * 2 ** (attempt - 1), 30.0))
-            try:
-                response = client.post(self.url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
-            except httpx.RequestError as error:
-                last = _shown(f"{type(error).__name__}: {error}", key)
-                continue
-            if response.is_success:
-                return self._text(response, key)
-            last = f"status {response.status_code}: {_shown(response.text, key)}"
-            if response.status_code not in _RETRIED and response.status_code < 500:
-                break
-        raise JudgeError(
-            f"{self.url} gave no answer of {self.model!r} in {attempt + 1} attempts; the last error: {last}. Is the server up, "
-            f"the address right (it usually ends with /v1), and the key, if it wants one, in {self.api_key_env}?"
-        )
-
-    def _text(self, response: Any, key: str) -> str:
+        chats = [[{"role": "user", "content": question}] for question in questions]
+        client = self._client()
         try:
-            content = response.json()["choices"][0]["message"]["content"]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
-            raise JudgeError(
-                f"{self.url} answered with something else than a chat completion ({type(error).__name__}): "
-                f"{_shown(response.text, key)!r}"
-            ) from None
-        # Nothing was said: that is an answer that cannot be read, and no broken server.
-        return content if isinstance(content, str) else ""
+            answers = client.complete(chats, [0] * len(chats), temperature=0.0, max_tokens=self.max_tokens)
+        except ServerError as error:
+            raise JudgeError(str(error)) from None
+        finally:
+            client.close()
+        return [first.text for (first,) in answers]
 
+    def _client(self) -> ServerClient:
+        # Made for each batch: environments are copied into worker processes, and connections are not.
+        from agentprm_gym.chat_client import ServerClient
 
-def _shown(text: str, key: str) -> str:
-    """What a server said, for an error message: short, and without the key, which some repeat."""
-    text = " ".join((text.replace(key, "***") if key else text).split())
-    return text if len(text) <= 300 else text[:300] + " ..."
+        return ServerClient(self.base_url, self.model, **self.settings)

@@ -72,10 +72,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ValueError: for options that contradict each other, or an unknown model.
         ServerError: if a server stops answering; the episodes that were done are written.
     """
+    from agentprm_gym.chat_client import ServerError
     from agentprm_gym.episodes import Episode, write_episodes
     from algorithms.common.evaluation import by_task_type, evaluate, make_eval_env
     from algorithms.common.loading import load_actor
-    from algorithms.common.server import ServerError
 
     model = _model(args)
     common.set_threads(args.threads)
