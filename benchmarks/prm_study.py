@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from algorithms.cli.common import provenance, write_json
+from algorithms.cli.common import provenance, write_json, write_text
 from algorithms.common.checkpoints import state_path
 from algorithms.common.comparison import mean_interval, read_curves
 
@@ -475,13 +475,41 @@ def _title(policy: str) -> str:
     return TITLES[policy] if policy in TITLES else f"{ITERATED[name]}, iteration {iteration}"
 
 
-def print_tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> None:
-    """Two tables a start: the policies, and best-of-N."""
-    console = Console(width=None if sys.stdout.isatty() else 160)
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A table of figures for people.
+
+    Attributes:
+        title: what it shows.
+        columns: their names; the first is that of the rows' names.
+        rows: cells as text.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def show(self, console: Console) -> None:
+        """Print it."""
+        table = Table(title=self.title)
+        for i, name in enumerate(self.columns):
+            table.add_column(name, justify="right" if i else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+    def markdown(self) -> str:
+        """It as Markdown."""
+        lines = [f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in (self.columns, *self.rows))]
+        return "\n".join([*lines[:3], "|---" * len(self.columns) + "|", *lines[3:]]) + "\n"
+
+
+def tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> list[Figures]:
+    """Three tables a start: the policies, best-of-N, and what training took."""
+    out = []
     for start, settings in study.settings.items():
         intervals = f"{n_seeds} seeds, 95 % intervals over these" if n_seeds > 1 else "1 seed"
         how = f"SFT on {start} demonstrations, {intervals}"
-        table = Table(title=f"success % on valid_seen, sampled; {how}")
         columns = {
             "success %": ("_success", ""),
             "against SFT": ("_minus_sft", "+"),
@@ -490,22 +518,27 @@ def print_tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> No
             "greedy": ("_greedy_success", ""),
             "valid_unseen": ("_unseen_success", ""),
         }
-        table.add_column("policy")
-        for name in (*columns, "mean steps"):
-            table.add_column(name, justify="right")
+        rows = []
         for policy in policies(settings):
             key = f"sft{start}_{policy}"
             cells = [_cell(figures, key + figure, sign) for figure, sign in columns.values()]
-            table.add_row(_title(policy), *cells, f"{figures[f'{key}_mean_steps']:.1f}")
-        console.print(table)
-        table = Table(title=f"best-of-N by the PRM, success % on valid_seen; {how}")
-        table.add_column("policy, PRM")
-        for n in study.best_of:
-            table.add_column(str(n), justify="right")
-        for line, pair in lines(settings).items():
-            cells = [_cell(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of]
-            table.add_row(_pair_title(*pair), *cells)
-        console.print(table)
+            rows.append([_title(policy), *cells, f"{figures[f'{key}_mean_steps']:.1f}"])
+        out.append(Figures(f"success % on valid_seen, sampled; {how}", ["policy", *columns, "mean steps"], rows))
+        rows = [
+            [_pair_title(*pair), *(_cell(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of)]
+            for line, pair in lines(settings).items()
+        ]
+        columns_n = ["policy, PRM", *map(str, study.best_of)]
+        out.append(Figures(f"best-of-N by the PRM, success % on valid_seen; {how}", columns_n, rows))
+        keys = [f"sft{start}_{part}_train" for part in PARTS]
+        rows = [
+            [part, f"{figures[f'{key}_steps']:,.0f}", f"{figures[f'{key}_minutes']:.1f}"]
+            for part, key in zip(PARTS, keys, strict=True)
+            if f"{key}_steps" in figures
+        ]
+        if rows:
+            out.append(Figures(f"what training took; {how}", ["part", "environment steps", "minutes, one core"], rows))
+    return out
 
 
 def _pair_title(policy: str, prm: str) -> str:
@@ -562,7 +595,7 @@ def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
 
 
 def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = False) -> None:
-    """Print the tables, and write the JSON and the PNG beside it."""
+    """Print the tables, and write the JSON, and the tables and the chart beside it."""
     seeds = sorted(set(seeds))
     rows = seed_rows(study, seeds)
     figures = figures_of(rows, study)
@@ -580,7 +613,11 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
             for key in ("steps", "minutes"):
                 figures[f"sft{start}_{part}_train_{key}"] = float(np.mean([x[key] for x in spent]))
     some = study.evaluation(next(iter(study.settings)), seeds[0], Condition("sft", "sft"))
-    print_tables(figures, study, len(seeds))
+    shown = tables(figures, study, len(seeds))
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for table in shown:
+        table.show(console)
+    write_text(path.with_suffix(".md"), "\n".join(table.markdown() for table in shown))
     draw(figures, study, path.with_suffix(".png"))
     write_json(
         path,
@@ -602,7 +639,7 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
             "rows": rows,
         },
     )
-    print(f"written to {path} and {path.with_suffix('.png')}")
+    print(f"written to {path}, .md and .png")
 
 
 def main() -> None:
@@ -617,7 +654,7 @@ def main() -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        help="result file; a .png beside it (default: benchmarks/results/prm_study.json; with --quick beside the runs)",
+        help="result file, .md and .png beside it (default: benchmarks/results/prm_study.json; with --quick beside the runs)",
     )
     args = parser.parse_args()
     settings = {start: STARTS.get(start, OTHERS) for start in args.starts}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmarks import prm_study
 from benchmarks.prm_study import Condition, Settings, Study, conditions, differences, figures_of, seed_rows
@@ -90,9 +91,17 @@ def test_seeds_stand_in_their_order() -> None:
 
 def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = figures_of(seed_rows(study, SEEDS), study)
-    prm_study.print_tables(figures, study, len(SEEDS))
+    figures |= {"sft20_grpo_train_steps": 1234.0, "sft20_grpo_train_minutes": 5.0}
+    shown = prm_study.tables(figures, study, len(SEEDS))
+    console = Console(width=160)
+    for table in shown:
+        table.show(console)
     said = capsys.readouterr().out
     assert "InversePRM, iteration 1" in said and "PRM of iteration 1" in said and "GRPO, equal minutes" in said
+    assert [len(table.rows) for table in shown] == [9, 3, 1, 11, 4]
+    written = shown[0].markdown().splitlines()
+    assert written[2].startswith("| policy | success % |") and written[2].count("|") == written[3].count("|")
+    assert written[4].startswith("| SFT | 0.0 ± 0.0 |") and "| grpo | 1,234 | 5.0 |" in shown[2].markdown()
     prm_study.draw(figures, study, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 10_000
 
