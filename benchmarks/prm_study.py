@@ -4,10 +4,10 @@ Two starts, SFT on 100 and on 1,000 demonstrations of the searching expert, and 
 iterations of AgentPRM; GRPO on outcomes with as many environment steps (what AgentPRM played to choose its best iteration
 included), and for as many minutes; two iterations of InversePRM on the demonstrations that the start was cloned from, and
 beside it two other process rewards that read no outcome: a one-step discriminator in its place (``gamma=0``, as in GAIL), and
-the implicit one, how much likelier the start finds a command than the base model does, by GRPO with as many steps. Every
-policy plays every ``valid_seen`` game once, sampled at temperature 1, some of them greedily and on ``valid_unseen``, too. Then
-best-of-N: with each iteration's policy and PRM, and with the start's policy and the PRM that was fitted to its rollouts, which
-is a process reward model against which nothing was trained yet.
+the implicit one, how much likelier the start finds a command than the base model does, by GRPO with as many steps; an
+iteration of each. Every policy plays every ``valid_seen`` game once, sampled at temperature 1, some of them greedily and on
+``valid_unseen``, too. Then best-of-N: with each iteration's policy and PRM, and with the start's policy and the PRM that was
+fitted to its rollouts, which is a process reward model against which nothing was trained yet.
 
 Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
 as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of
@@ -292,7 +292,7 @@ class Study:
                 args += ["--iterations", n]
             elif part == "implicit":
                 chosen = settings.grpo
-                steps, _ = self.spent(start, seed, "inverseprm")
+                steps, _ = self.spent(start, seed, "gail")
                 reward = {"reward": f"implicit:{policy[1]}"}
                 alone = {"reward": "outcome", "reward_kwargs": {"weight": 0.0}}
                 args = ["--algo", "grpo", *policy, "--timesteps", steps, "--n-envs", settings.n_envs]

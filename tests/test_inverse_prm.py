@@ -216,6 +216,7 @@ def test_the_exact_q_of_a_chain(learner: str) -> None:
 
     settings = {"n_games": 1, "n_repeats": 60, "n_updates": 1, "prm_init": "base", "seed": 0, "n_iterations": 1}
     settings |= {"temperature": 10.0}  # both commands about as often
+    settings |= {"prm_form": "scalar", "stop_gradient": True}
     settings |= {"prm_batch_size": 64, "micro_batch_size": 32, "prm_n_epochs": 60, "prm_learning_rate": 1e-2}
     agent: Any = InversePRM(learner, make_chain(), demonstrations=[walk()], **settings)
     agent.learn(10**9)

@@ -11,8 +11,9 @@ Differences from the paper and its released code:
    environment has them, so that the game does not tell the sides apart.
 3. Reasons are left out of what the model reads (``read_reasons=False``): an expert's and a learner's differ in style.
 4. The last turn of an episode that the step limit cut off is left out: nobody knows what would have come.
-5. The next state's value is a constant in the fit (``stop_gradient=True``): with gradients through both, a chain of three rooms
-   took ten times as long to come out right.
+5. The next state's value may be a constant in the fit (``stop_gradient=True``): so a chain of three rooms comes out right in a
+   tenth of the time. By default it is none: a learner's step then pushes down what it did and, at the next state, up what it
+   would do, so that what says nothing about the two sides cancels over an episode.
 6. Each update of the model is half the expert's, however few demonstrations there are.
 7. Beside moving at single states against Q, the policy imitates (``imitation_coef``; 0 leaves the paper's method): those of its
    own episodes that the process reward takes for the expert's (``imitate="learners"``, as AgentPRM imitates those that were
@@ -70,17 +71,24 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         env: GymEnv | str | None = None,
         learning_rate: float = 1e-3,
         demonstrations: Sequence[Episode] | str | os.PathLike[str] | None = None,
-        n_games: int = 150,
-        n_repeats: int = 2,
+        n_games: int = 100,
+        n_repeats: int = 3,
         gamma: float = 0.95,
-        stop_gradient: bool = True,
+        temperature: float = 1.0,
+        stop_gradient: bool = False,
         logit_clip: float | None = 10.0,
         read_reasons: bool = False,
         imitate: str = "learners",
         imitation_quantile: float = 0.1,
         prm_n_epochs: int = 2,
+        prm_form: str = "log_prob",
         optimizer: str = "grpo",
-        margin: float = 0.02,
+        n_updates: int = 40,
+        turns_per_episode: int = 32,
+        n_samples: int = 6,
+        beta: float = 0.1,
+        margin: float = 0.0,
+        score_scale: str = "logit",
         **kwargs: Any,
     ) -> None:
         """Set up.
@@ -93,6 +101,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             n_games: games of the demonstrations that are rolled out an iteration, at most.
             n_repeats: episodes of each.
             gamma: discount a turn, in [0, 1]; 0 is a one-step discriminator.
+            temperature: at which the policy is rolled out and sampled.
             stop_gradient: treat the next state's value as a constant in the fit. Else what the policy would do next is pushed
                 up where a learner came from and down where the expert did, against what is learnt of it there.
             logit_clip: the fit holds values within plus and minus this; ``None``: no limit.
@@ -103,8 +112,14 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             imitation_quantile: of the demonstrations' mean implied rewards, in [0, 1]; a learner's episode with no less is like
                 the expert's.
             prm_n_epochs: passes over the trajectories.
-            optimizer: see :class:`PRMAlgorithm`.
-            margin: likewise.
+            prm_form: see :class:`PRMAlgorithm`, as for the next.
+            optimizer: how the policy is improved.
+            n_updates: policy updates an iteration.
+            turns_per_episode: states of each episode of an update.
+            n_samples: commands sampled a state.
+            beta: pull to the previous policy.
+            margin: smallest gap of scores for a state to be learnt from.
+            score_scale: what scores are compared as.
             kwargs: see :class:`PRMAlgorithm` and :class:`LLMAlgorithm`. ``n_validation_games`` is 0 here.
 
         Raises:
@@ -135,10 +150,17 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             n_games=n_games,
             n_repeats=n_repeats,
             gamma=gamma,
+            temperature=temperature,
             read_reasons=read_reasons,
             prm_n_epochs=prm_n_epochs,
+            prm_form=prm_form,
             optimizer=optimizer,
+            n_updates=n_updates,
+            turns_per_episode=turns_per_episode,
+            n_samples=n_samples,
+            beta=beta,
             margin=margin,
+            score_scale=score_scale,
             **{**kwargs, "n_validation_games": 0},
         )
 
