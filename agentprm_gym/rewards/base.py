@@ -160,11 +160,11 @@ def checked(scores: ArrayLike, n: int, name: str) -> NDArray[np.float64]:
     return array
 
 
-def check_coef(coef: float) -> None:
+def check_coef(coef: float, name: str = "coef") -> None:
     """Complain about a weight that is no number.
 
     Raises:
         ValueError: It is not finite.
     """
     if not np.isfinite(coef):
-        raise ValueError(f"coef must be finite, got {coef!r}")
+        raise ValueError(f"{name} must be finite, got {coef!r}")

@@ -25,7 +25,7 @@ class OutcomeReward:
     privileged = False
 
     def __init__(self, weight: float = 1.0) -> None:
-        check_coef(weight)
+        check_coef(weight, "weight")
         self.weight = weight
 
     def score(self, turns: Sequence[ScoredTurn]) -> NDArray[np.float64]:

@@ -40,8 +40,10 @@ def candidates_markdown(
     drawn: list[tuple[Episode, int]] = []
     for i in rng.permutation(len(episodes)):
         choices = [t for t, turn in enumerate(episodes[int(i)].turns) if len(turn.admissible_commands) > 1]
-        if choices and len(drawn) < N_TURNS:
+        if choices:
             drawn.append((episodes[int(i)], int(rng.choice(choices))))
+        if len(drawn) == N_TURNS:
+            break
     if not drawn:
         return ""
     batch, turns = [e for e, _ in drawn], [[t] for _, t in drawn]
