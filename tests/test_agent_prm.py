@@ -361,6 +361,8 @@ def test_the_first_prm_stays_where_no_iteration_is_better(learner: str, househol
         ({"n_games": 0}, "n_games"),
         ({"n_samples": 1}, "n_samples"),
         ({"gamma": 2}, "gamma"),
+        ({"n_searched": -1}, "n_searched"),
+        ({"n_searched": 4, "search_best_of": 1}, "search_best_of"),
     ],
 )
 def test_settings_out_of_range_are_refused(
@@ -368,6 +370,40 @@ def test_settings_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         make_model(AgentPRM, learner, household, **setting)
+
+
+# ---------------------------------------------------------------------- search
+def test_what_the_prm_finds_by_search_is_imitated_and_no_evidence(
+    learner: str, household: VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(AgentPRM, learner, household, n_searched=3, search_best_of=5, n_branch_states=0)
+    model.n_validation_games = 0
+    seen: dict[str, Any] = {}
+    improve, search = AgentPRM._improve_against_prm, AgentPRM._search
+
+    def searching(self: AgentPRM, gathered: Any, *args: Any) -> Any:
+        seen["before"] = self.num_timesteps
+        seen["found"] = search(self, gathered, *args)
+        for rollout in seen["found"].searched[:2]:
+            rollout.episode.success = True  # nobody wins here by chance
+        return seen["found"]
+
+    def improving(self: AgentPRM, states: Any, **kwargs: Any) -> None:
+        seen.update(kwargs, states=states)
+        improve(self, states, **kwargs)
+
+    monkeypatch.setattr(AgentPRM, "_search", searching)
+    monkeypatch.setattr(AgentPRM, "_improve_against_prm", improving)
+    model.learn(1)
+    found = seen["found"].searched
+    assert len({r.episode.game_id for r in found}) == 3
+    assert model.num_timesteps - seen["before"] == sum(len(r.episode.turns) for r in found)
+    assert any(len(turn.candidates) > 1 for r in found for turn in r.episode.turns)
+    for turn in (turn for r in found for turn in r.episode.turns):
+        assert turn.command == max(turn.candidates, key=lambda c: c["score"])["command"]
+    assert [episode for episode, _ in seen["successes"]] == [r.episode for r in found[:2]]
+    labelled = {id(r.episode) for r in seen["found"].trunks}
+    assert {id(episode) for episode, _ in seen["states"]} <= labelled
 
 
 # ---------------------------------------------------------------------- where targets come from

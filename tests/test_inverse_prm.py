@@ -183,6 +183,30 @@ def test_what_does_not_fit_is_refused(learner: str) -> None:
         InversePRM(learner, toy, imitation_quantile=1.5)
 
 
+def test_other_games_are_played_and_learnt_from_but_not_compared_with_the_expert(learner: str, tmp_path: Any) -> None:
+    demos = echo_demonstrations()
+    own = {e.game_id for e in demos[:2]}
+    settings = {**SMALL_INVERSE_PRM, "n_games": 2, "n_repeats": 3, "n_other_games": 4, "n_iterations": 1}
+    toy = make_toy()
+    model: Any = InversePRM(learner, toy, demonstrations=demos[:2], **settings)
+    model.checkpoint_dir = tmp_path
+    improve, gathered = model._improve, []
+
+    def improving(episodes: Any) -> None:
+        gathered.extend(episodes)
+        improve(episodes)
+
+    model._improve = improving
+    model.learn(10**9)
+    assert [e.game_id in own for e in gathered] == [True] * 6 + [False] * 4
+    assert len({e.game_id for e in gathered}) == 6
+    assert [e for e, _ in model._learners] == gathered[:6]
+    again: Any = InversePRM.resume(tmp_path, toy, demonstrations=demos[:2])
+    assert [e.game_id for e, _ in again._learners] == [e.game_id for e in gathered[:6]]
+    with pytest.raises(ValueError, match="n_other_games"):
+        InversePRM(learner, toy, n_other_games=-1)
+
+
 def exact(model: Any) -> list[float]:
     """Q of going on in each room, at a discount of 0.9, under a policy's own probabilities."""
     episode = walk()

@@ -151,6 +151,18 @@ def test_imitation_raises_what_won(lm: LanguageModel) -> None:
     assert after[2] > before[2] + 0.1
 
 
+def test_imitation_alone_asks_no_prm(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ProcessRewardModel, "logits_and_values")
+    won = [(bandit("inventory", True), 0)]
+    before, after, stats = improve(lm, successes=won, optimizer="imitation", target_kl=0.05)
+    assert after[2] > before[2] + 0.1
+    assert stats.losses[0] == pytest.approx(-float(before[2]), abs=1e-5)
+    assert 5 <= len(stats.losses) < 15 and np.mean(stats.kl[-5:]) > 0.05
+    lm.copy_adapter("reference", "policy")
+    before, after, _ = improve(lm, optimizer="imitation")
+    assert torch.equal(before, after)  # nothing to imitate
+
+
 def test_the_divergence_from_the_reference_starts_at_zero_and_can_end_training(lm: LanguageModel) -> None:
     won = [(bandit("inventory", True), 0)]
     _, _, free = improve(lm, successes=won, imitation_coef=1.0, n_updates=20)
@@ -175,3 +187,39 @@ def test_a_command_is_judged_alike_alone_and_among_others(lm: LanguageModel) -> 
             for command, q in zip(turn.admissible_commands, item[t], strict=True):
                 alone = prm.score([(e.task, e.turns[: t + 1], [(t, [command])])])[0][0]
                 torch.testing.assert_close(alone[0], q, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["scalar", "log_prob"])
+@pytest.mark.parametrize("how", OPTIMIZERS, ids=lambda how: "-".join(how.values()))
+def test_how_many_episodes_a_forward_pass_takes_changes_nothing(
+    lm: LanguageModel, how: dict[str, str], form: str
+) -> None:
+    prm = ProcessRewardModel(lm, form=form)
+    randomise(lm, prm.adapter)
+    with torch.no_grad():
+        prm.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    episodes = make_episodes(6)
+    settings = {"n_updates": 2, "batch_size": 6, "turns_per_episode": 3, "margin": 0.0, "imitation_coef": 0.5}
+    after, series = [], []
+    for size in (1, 4, 6):
+        lm.copy_adapter("reference", "policy")
+        stats = improve_policy(
+            lm,
+            "policy",
+            "reference",
+            prm,
+            Responder(lm),
+            [(e, range(len(e.turns))) for e in episodes],
+            ImprovementSettings(**settings, micro_batch_size=size, **how),  # type: ignore[arg-type]
+            rng=np.random.default_rng(0),
+            successes=[(e, 0) for e in episodes[:3]],
+        )
+        after.append(torch.cat([p.detach().flatten() for p in lm.adapter_parameters("policy")]))
+        series.append((stats.n_pairs, stats.losses, stats.kl, stats.scores, stats.gaps))
+    before = torch.cat([p.detach().flatten() for p in lm.adapter_parameters("reference")])
+    assert stats.n_pairs > 0 and not torch.equal(before, after[0])
+    for other, numbers in zip(after[1:], series[1:], strict=True):
+        torch.testing.assert_close(other, after[0], atol=1e-4, rtol=0)
+        assert numbers[0] == series[0][0]
+        for a, b in zip(numbers[1:], series[0][1:], strict=True):
+            assert a == pytest.approx(b, abs=1e-4)

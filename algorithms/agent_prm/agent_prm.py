@@ -12,7 +12,8 @@ Differences from the paper and its released code:
 6. ``optimizer="ppo"`` has a value head on the PRM as its critic; ``"grpo"`` and ``"mpo"`` are not in the paper.
 7. ``prm_form="log_prob"`` ranks commands by the adapter's own log-probabilities; ``"scalar"`` is the paper's head.
 8. The PRM's data are split by game, not by state.
-9. The iteration kept is the best on train games never rolled out; a guard tells if the PRM is fooled there (``on_divergence``).
+9. Other games can be played by best-of-N with the new PRM, and the won episodes imitated, too (``n_searched``).
+10. The iteration kept is the best on train games not rolled out; a guard tells if the PRM is fooled there (``on_divergence``).
 
 ``rank_coef=0, n_branch_states=0, prior_visits=None, imitation_coef=0, prm_init="base"`` is the paper's recipe.
 """
@@ -20,6 +21,7 @@ Differences from the paper and its released code:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +45,7 @@ from algorithms.common.rollouts import Rollout, RolloutTask
 from algorithms.common.visits import QTable, state_keys
 
 #: Stage names as ``on_stage`` reports them.
-STAGES = ("validate", "roll out", "roll out more", "branch", "fit PRM", "improve policy")
+STAGES = ("validate", "roll out", "roll out more", "branch", "fit PRM", "search", "improve policy")
 
 
 class AgentPRM(PRMAlgorithm[Experience]):
@@ -76,6 +78,8 @@ class AgentPRM(PRMAlgorithm[Experience]):
         aggregate: bool = False,
         prior_visits: float | None = 1.0,
         n_imitated_per_game: int = 2,
+        n_searched: int = 0,
+        search_best_of: int = 4,
         value_coef: float = 0.0,
         gae_lambda: float = 0.9,
         **kwargs: Any,
@@ -103,6 +107,10 @@ class AgentPRM(PRMAlgorithm[Experience]):
                 commands that were tried. ``None`` leaves the ranking to the PRM alone, as in the paper.
             n_imitated_per_game: of the iteration's won episodes, which are imitated beside (``imitation_coef``), at most so
                 many of a game, the shortest.
+            n_searched: games that are played once more with the new PRM, which chooses each command among ``search_best_of``
+                draws; those won are imitated, too, so that the policy learns to do without the search (expert iteration,
+                Anthony et al., arXiv 1705.08439).
+            search_best_of: draws a turn, 2 or more.
             value_coef: weight of the loss of a value head beside Q, which ``optimizer="ppo"`` needs; 0: there is none.
             gae_lambda: of ``optimizer="ppo"``: clipped policy gradient steps (Schulman et al., arXiv 1707.06347) on the
                 iteration's rollouts, whose turns' advantages are estimated with the value head as the critic. 0 trusts the
@@ -119,11 +127,17 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.discount, self.reward_range, self.rank_coef = discount, reward_range, rank_coef
         self.prior_visits = prior_visits
         self.n_imitated_per_game = n_imitated_per_game
+        self.n_searched, self.search_best_of = n_searched, search_best_of
         self.value_coef, self.gae_lambda = value_coef, gae_lambda
         self.aggregate = self.keeps_gathered = aggregate
         self._past: dict[int, Experience] = {}
         self.rank_loss, self.rank_margin, self.count_weight = rank_loss, rank_margin, count_weight
         check_fit_settings(rank_loss, count_weight)
+        if n_searched < 0 or search_best_of < 2:
+            raise ValueError(
+                f"a search needs n_searched of 0 or more games and search_best_of of 2 or more draws, got {n_searched} and "
+                f"{search_best_of}"
+            )
         if not 0 <= gae_lambda <= 1:
             raise ValueError(f"gae_lambda must be in [0, 1], got {gae_lambda}")
         if kwargs.get("optimizer") == "ppo" and not value_coef > 0:
@@ -156,9 +170,16 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.logger.record("rollout/branch_success_rate", float(np.mean(success)))
         return self._experience(trunks, others, branches)
 
-    def _experience(self, trunks: list[Rollout], others: list[Rollout], branches: list[Rollout]) -> Experience:
+    def _experience(
+        self,
+        trunks: list[Rollout],
+        others: list[Rollout],
+        branches: list[Rollout],
+        searched: list[Rollout] | None = None,
+    ) -> Experience:
         """Label what was played."""
-        return Experience(trunks, others, branches, self._labeler().label([*trunks, *others, *branches]))
+        table = self._labeler().label([*trunks, *others, *branches])
+        return Experience(trunks, others, branches, table, searched or [])
 
     def _played(self, gathered: Experience) -> Sequence[Episode]:
         return gathered.episodes
@@ -176,11 +197,11 @@ class AgentPRM(PRMAlgorithm[Experience]):
         more = self._collect(tasks, "roll out the diverged policy", callback, snapshots=True, record=False)
         if more is None:
             return None
-        return self._experience([*more, *gathered.trunks], gathered.others, gathered.branches)
+        return self._experience([*more, *gathered.trunks], gathered.others, gathered.branches, gathered.searched)
 
     def _write_gathered(self, folder: Path, gathered: Experience) -> None:
         """Write the rollouts: visits are counted again from them, and snapshots are behind us."""
-        write_rollouts(folder, {"trunks": gathered.trunks, "others": gathered.others, "branches": gathered.branches})
+        write_rollouts(folder, {name: getattr(gathered, name) for name in Experience.PARTS})
 
     def _read_gathered(self, folder: Path) -> Experience:
         return self._experience(**read_rollouts(folder))
@@ -267,6 +288,22 @@ class AgentPRM(PRMAlgorithm[Experience]):
             [e for e in labelled if e.episode.game_id in held],
         )
 
+    # ------------------------------------------------------------------ between: search with it
+    def _searches(self) -> bool:
+        return self.n_searched > 0
+
+    def _search(self, gathered: Experience, games: Sequence[int], callback: BaseCallback) -> Experience | None:
+        """Play other games with the PRM choosing among the policy's draws."""
+        chosen = self._rng(13).choice(games, min(self.n_searched, len(games)), replace=False)
+        tasks = [
+            RolloutTask({"game": int(g)}, (self._seed_base(), self.iteration, 14, i)) for i, g in enumerate(chosen)
+        ]
+        found = self._collect(tasks, "search", callback, record=False, best_of=self.search_best_of)
+        if found is None:
+            return None
+        self.logger.record("rollout/search_success_rate", float(np.mean([r.episode.success for r in found])))
+        return replace(gathered, searched=found)
+
     # ------------------------------------------------------------------ stage 3: improve the policy
     def _improve(self, gathered: Experience) -> None:
         """Move the policy at states where commands can be told apart, and imitate what was won; or by PPO."""
@@ -274,7 +311,8 @@ class AgentPRM(PRMAlgorithm[Experience]):
             self._improve_by_ppo([*gathered.trunks, *gathered.others])
             return
         table, episodes = gathered.table, gathered.episodes
-        successes = to_imitate([*gathered.trunks, *gathered.others, *gathered.branches], self.n_imitated_per_game)
+        played = [rollout for name in Experience.PARTS for rollout in getattr(gathered, name)]
+        successes = to_imitate(played, self.n_imitated_per_game)
         evidence = None
         states: list[tuple[Episode, Sequence[int]]] = [(e, range(len(e.turns))) for e in episodes]
         if self.prior_visits is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from agentprm_gym.episodes import Episode
@@ -19,15 +19,17 @@ class Experience:
         trunks: episodes with snapshots and weighed candidates; the PRM is fitted to these.
         others: more episodes of the same games.
         branches: continuations from states of the trunks.
-        table: targets of all of them.
+        table: targets of all of these.
+        searched: episodes in which the fitted PRM chose among the policy's draws: another policy's, no evidence of this one's.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("trunks", "others", "branches")
+    PARTS: ClassVar[tuple[str, ...]] = ("trunks", "others", "branches", "searched")
 
     trunks: list[Rollout]
     others: list[Rollout]
     branches: list[Rollout]
     table: QTable
+    searched: list[Rollout] = field(default_factory=list)
 
     @property
     def episodes(self) -> list[Episode]:

@@ -223,6 +223,7 @@ def fit_prm(
                 scale = min(1.0, (done + 1) / 10) * (1 - done / total)
                 optimizer.param_groups[0]["lr"] = learning_rate * scale
                 weight = sum(_weight(label.n, count_weight) for e in batch for label in e.labels)
+                batch.sort(key=lambda e: e.labels[-1].turn)  # of a length in a forward pass: little of it is padding
                 batch_loss = 0.0
                 for start in range(0, len(batch), micro_batch_size):
                     part = _forward(prm, batch[start : start + micro_batch_size], count_weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -120,8 +121,8 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             prm_form: ``"scalar"``, the paper's, or ``"log_prob"``; see :mod:`agentprm_gym.rewards.prm`.
             prm_kwargs: LoRA settings of the PRM's adapter where ``prm_init="base"``.
             read_reasons: whether the PRM reads the reasons before commands.
-            optimizer: how the policy is improved: ``"online_dpo"``, ``"rejection"``, ``"grpo"`` or ``"mpo"``, see
-                :mod:`algorithms.common.prm_improvement`; for some also ``"ppo"``, which says where.
+            optimizer: how the policy is improved: ``"online_dpo"``, ``"rejection"``, ``"grpo"``, ``"mpo"`` or
+                ``"imitation"``, see :mod:`algorithms.common.prm_improvement`; for some also ``"ppo"``, which says where.
             loss: of ``"online_dpo"``: ``"dpo"`` or ``"ipo"``.
             n_updates: policy updates an iteration; ``"ppo"`` makes as many as the rollouts give.
             batch_size: episodes whose states an update draws on.
@@ -235,6 +236,18 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         """Fit the process reward model."""
         raise NotImplementedError
 
+    def _searches(self) -> bool:
+        """Whether more is played with the fitted process reward model."""
+        return False
+
+    def _search(self, gathered: Gathered, games: Sequence[int], callback: BaseCallback) -> Gathered | None:
+        """Play more, by search with the fitted process reward model; arguments as for :meth:`_gather`.
+
+        Returns:
+            What was gathered with what was found, or ``None`` if a callback ended it.
+        """
+        raise NotImplementedError
+
     def _improve(self, gathered: Gathered) -> None:
         """Improve the policy against it; the adapter ``reference`` is the policy as it is now."""
         raise NotImplementedError
@@ -270,6 +283,11 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
                 # The starting policy was validated before it had a PRM; should it stay the best, this is the one fitted to it.
                 self._best |= {"prm": self.lm.adapter_state(PRM), "heads": self.prm.heads_state()}
             self._end_stage("fit")
+        if self._searches() and "search" not in self.stages_done:
+            gathered = self._search(gathered, train, callback)
+            if gathered is None:
+                return False
+            self._end_stage("search", gathered)
         if "improve" not in self.stages_done:
             self.lm.copy_adapter(POLICY, REFERENCE)
             self._improve(gathered)
@@ -334,7 +352,8 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         """Write a checkpoint after a stage; the first time that there is something gathered, with this."""
         self.stages_done.append(name)
         if self.checkpoint_dir is not None and gathered is not None:
-            self._kept = [*(self._kept if self.keeps_gathered else []), self.iteration + 1]
+            before = [i for i in self._kept if i <= self.iteration] if self.keeps_gathered else []
+            self._kept = [*before, self.iteration + 1]
             self._write_gathered(gathered_path(self.checkpoint_dir, self.iteration + 1), gathered)
         self._checkpoint(self._kept)
 
@@ -406,6 +425,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         snapshots: bool = False,
         n_candidates: int = 1,
         record: bool = True,
+        best_of: int = 1,
     ) -> list[Rollout] | None:
         """Let the policy play.
 
@@ -416,6 +436,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             snapshots: keep the state before each turn.
             n_candidates: how many commands to write down as weighed at each turn.
             record: whether these are episodes of the policy from the start of a game, which ``rollout/*`` tells of.
+            best_of: how many commands are drawn a turn, of which the PRM chooses where there are several.
 
         Returns:
             The rollouts, or ``None`` if the callback ended it.
@@ -432,9 +453,9 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             self._stage(stage, done / len(tasks))
 
         actor = self.policy.actor(venv.num_envs, temperature=self.temperature, n_candidates=n_candidates)
-        with self.lm.merged(POLICY):
+        with self.lm.merged(POLICY) if best_of == 1 else nullcontext():
             rollouts = collect(
-                actor,
+                actor if best_of == 1 else self.best_of_n(venv.num_envs, best_of),
                 venv,
                 tasks,
                 policy_name=f"{type(self).__name__}:{self.iteration}",
@@ -442,14 +463,15 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
                 on_step=on_step,
                 on_episode=on_episode,
             )
-        self._record_acting(actor)
+        if best_of == 1:
+            self._record_acting(actor)
         if record:
             self._record_episodes([rollout.episode for rollout in rollouts or []])
         return rollouts
 
     def _improvement_settings(self, learning_rate: float) -> ImprovementSettings:
         own = {"optimizer", "loss", "n_updates", "batch_size", "turns_per_episode", "n_samples", "beta", "margin"}
-        own |= {"target_kl", "imitation_coef", "max_grad_norm", "score_scale", "normalize_scores"}
+        own |= {"target_kl", "imitation_coef", "max_grad_norm", "score_scale", "normalize_scores", "micro_batch_size"}
         return ImprovementSettings(learning_rate=learning_rate, **{name: getattr(self, name) for name in own})
 
     def _improve_against_prm(

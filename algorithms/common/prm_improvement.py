@@ -1,7 +1,7 @@
 """Stage 3: a policy is improved against a process reward model, with the previous policy as reference.
 
 A contextual bandit over logged states: sample commands from the *current* policy, let the PRM score them, and move the policy
-(paper Algorithm 1, step 3). Four ways to move it:
+(paper Algorithm 1, step 3). The ways to move it:
 
 - ``"online_dpo"``: towards the best sample and away from the worst, by the DPO loss (Rafailov et al., arXiv 2305.18290) or
   IPO's (Azar et al., arXiv 2310.12036). Pairs whose scores differ by less than a margin are dropped and counted: their order is
@@ -15,6 +15,8 @@ A contextual bandit over logged states: sample commands from the *current* polic
   fitted to it by cross-entropy (maximum a posteriori policy optimisation, Abdolmaleki et al., arXiv 1806.06920). The PRM must
   score every admissible command: with the ``"log_prob"`` form one pass does; with ``"scalar"`` it costs a branch for each.
 
+- ``"imitation"``: no commands are compared; only the episodes to imitate are, which ``successes`` holds.
+
 ``"rejection"`` and ``"grpo"`` hold to the reference by ``beta`` times the exact KL divergence over the admissible commands;
 DPO's ``beta`` does that by itself.
 
@@ -25,7 +27,7 @@ state hardly better than chance, and a policy trained against it alone learns it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,7 +41,7 @@ from agentprm_gym.llm.scoring import Responder, episode_log_probs, sample_comman
 from agentprm_gym.rewards.prm import ProcessRewardModel
 from algorithms.common.visits import QTable, state_keys
 
-OPTIMIZERS = ("online_dpo", "rejection", "grpo", "mpo")
+OPTIMIZERS = ("online_dpo", "rejection", "grpo", "mpo", "imitation")
 LOSSES = ("dpo", "ipo")
 SCORE_SCALES = ("probability", "logit")
 
@@ -66,6 +68,7 @@ class ImprovementSettings:
         target_kl: stop when the KL to the reference, averaged over the last five updates, exceeds this (nats a turn); the
             PRM is only to be trusted near the policy whose rollouts it was fitted to. ``None`` never stops.
         max_grad_norm: gradient clipping.
+        micro_batch_size: episodes a forward pass; changes memory and speed alone.
     """
 
     optimizer: str = "online_dpo"
@@ -83,6 +86,7 @@ class ImprovementSettings:
     temperature: float = 1.0
     target_kl: float | None = None
     max_grad_norm: float = 1.0
+    micro_batch_size: int = 16
 
     def __post_init__(self) -> None:
         """Check.
@@ -158,9 +162,9 @@ class _State:
     """A state at which different commands were drawn.
 
     Attributes:
-        episode: index in the batch.
+        episode: index among the episodes of a forward pass.
         turn: which turn of it.
-        place: which of the batch's turns of the episode that is.
+        place: which of the wanted turns of the episode that is.
         counts: how often each admissible command was drawn.
         scores: what those are worth that are known to be worth something.
     """
@@ -219,6 +223,9 @@ def improve_policy(
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     order: list[int] = []
     n_updates = settings.n_updates
+    imitates = settings.optimizer == "imitation"
+    if imitates:
+        states = [(episode, range(first, len(episode.turns))) for episode, first in successes]
     for update in range(n_updates):
         scale = min(1.0, (update + 1) / 10) * (1 - update / n_updates)
         optimizer.param_groups[0]["lr"] = settings.learning_rate * scale
@@ -226,33 +233,29 @@ def improve_policy(
             order += [int(i) for i in rng.permutation(len(states))]
         drawn = [states[i] for i in order[: settings.batch_size]]
         del order[: settings.batch_size]
-        batch = [episode for episode, _ in drawn]
-        turns = [
-            sorted(int(t) for t in rng.choice(list(which), min(settings.turns_per_episode, len(which)), replace=False))
-            for _, which in drawn
+        n_turns = [len(which) if imitates else min(settings.turns_per_episode, len(which)) for _, which in drawn]
+        batch = [
+            _Piece(episode, sorted(int(t) for t in rng.choice(list(which), n, replace=False)))
+            for (episode, which), n in zip(drawn, n_turns, strict=True)
         ]
+        # Pieces of a forward pass are of a length, so that little of it is padding. What is learnt is the whole batch's.
+        batch.sort(key=lambda piece: piece.turns[-1])
+        parts = [batch[i : i + settings.micro_batch_size] for i in range(0, len(batch), settings.micro_batch_size)]
+        _judge(lm, reference, prm, responder, parts, settings)
+        here = _Sums()
         with lm.active(policy, train=True):
-            log_probs = episode_log_probs(responder, batch, turns)
-            with torch.no_grad(), lm.active(reference):
-                ref = episode_log_probs(responder, batch, turns)
-            useful: list[_State] = []
-            loss = None
-            if settings.optimizer == "mpo":
-                loss = _mpo_loss(prm, batch, turns, log_probs, ref, evidence, settings, stats)
-            else:
-                sampled = _sample(batch, turns, log_probs, settings, rng, stats)
-                useful = _score(prm, batch, sampled, evidence, settings, stats) if sampled else []
-                loss = _loss(useful, log_probs, ref, settings, stats) if useful else None
-            _record_kl(log_probs, ref, stats)
-            if settings.imitation_coef > 0 and successes:
-                imitation = _imitation_loss(responder, successes, settings.batch_size, rng)
-                (settings.imitation_coef * imitation).backward()
-            if loss is not None:
-                loss.backward()
-                stats.losses.append(loss.item())
+            for part in parts:
+                _add_gradients(prm, responder, part, evidence, settings, rng, stats, here)
+            if here.loss:
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad /= len(here.loss)
+            if settings.imitation_coef > 0 and successes and not imitates:
+                _imitate(responder, successes, settings, rng)
             torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        here.enter(stats)
         if on_step is not None and not on_step((update + 1) / n_updates, stats):
             break
         target_kl = settings.target_kl
@@ -261,72 +264,157 @@ def improve_policy(
     return stats
 
 
-def _loss(
-    states: Sequence[_State],
-    log_probs: Sequence[Sequence[torch.Tensor]],
-    ref: Sequence[Sequence[torch.Tensor]],
+def _add_gradients(
+    prm: ProcessRewardModel,
+    responder: Responder,
+    part: Sequence[_Piece],
+    evidence: Evidence | None,
     settings: ImprovementSettings,
+    rng: np.random.Generator,
     stats: DPOStats,
-) -> torch.Tensor:
-    """What is minimised, a scalar."""
-    now = [log_probs[s.episode][s.place] for s in states]  # (n_commands,) each
-    before = [ref[s.episode][s.place] for s in states]
+    here: _Sums,
+) -> None:
+    """Add gradients of the sum of the losses of some of a batch's states; the policy is active."""
+    log_probs = episode_log_probs(responder, [x.episode for x in part], [x.turns for x in part])
+    for piece, rows in zip(part, log_probs, strict=True):
+        piece.log_probs = rows
+    if settings.optimizer == "imitation":
+        losses = [
+            -row[_played(piece.episode, t)]
+            for piece in part
+            for t, row in zip(piece.turns, piece.log_probs, strict=True)
+        ]
+    elif settings.optimizer == "mpo":
+        losses = _mpo_losses(part, evidence, settings, stats, here)
+    else:
+        useful = _score(prm, part, _sample(part, settings, rng, stats), evidence, settings, stats, here)
+        losses = _losses(part, useful, settings, here) if useful else []
+    _add_kl(part, here)
+    if losses:
+        stacked = torch.stack(losses)
+        stacked.sum().backward()
+        here.loss += stacked.tolist()
+    for piece in part:
+        piece.log_probs = ()  # and the graph behind them
+
+
+@dataclass(slots=True)
+class _Piece:
+    """An episode of a batch.
+
+    Attributes:
+        episode: the episode.
+        turns: those that serve as states.
+        log_probs: the policy's, of every admissible command at each of them, (n_commands,) with gradients.
+        reference: the reference's.
+        opinions: the PRM's logits; ``None`` where it only reads the commands that are sampled.
+    """
+
+    episode: Episode
+    turns: list[int]
+    log_probs: Sequence[torch.Tensor] = ()
+    reference: Sequence[torch.Tensor] = ()
+    opinions: Sequence[torch.Tensor] | None = None
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What an update's states, or for ``scores`` its samples, gave."""
+
+    loss: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
+    score: list[float] = field(default_factory=list)
+
+    def enter(self, stats: DPOStats) -> None:
+        """Add their means to the series; what there was nothing of is left out."""
+        for values, series in (
+            (self.loss, stats.losses),
+            (self.accuracy, stats.accuracies),
+            (self.kl, stats.kl),
+            (self.gap, stats.gaps),
+            (self.score, stats.scores),
+        ):
+            if values:
+                series.append(float(np.mean(values)))
+
+
+@torch.no_grad()
+def _judge(
+    lm: LanguageModel,
+    reference: str,
+    prm: ProcessRewardModel,
+    responder: Responder,
+    parts: Sequence[Sequence[_Piece]],
+    settings: ImprovementSettings,
+) -> None:
+    """Ask the reference, and the PRM where it tells of all commands at once; of small bases with the adapter folded in."""
+    with lm.merged(reference):
+        for part in parts:
+            rows_of = episode_log_probs(responder, [x.episode for x in part], [x.turns for x in part])
+            for piece, rows in zip(part, rows_of, strict=True):
+                piece.reference = rows
+    if settings.optimizer != "imitation" and (prm.form == "log_prob" or settings.optimizer == "mpo"):
+        with lm.merged(prm.adapter):
+            for part in parts:
+                logits = prm.score_all([x.episode for x in part], [x.turns for x in part])
+                for piece, opinions in zip(part, logits, strict=True):
+                    piece.opinions = opinions
+
+
+def _losses(
+    part: Sequence[_Piece], states: Sequence[_State], settings: ImprovementSettings, here: _Sums
+) -> list[torch.Tensor]:
+    """What is minimised at each state, scalars."""
+    now = [part[s.episode].log_probs[s.place] for s in states]  # (n_commands,) each
+    before = [part[s.episode].reference[s.place] for s in states]
     if settings.optimizer == "online_dpo":
         chosen, rejected, ref_chosen, ref_rejected = (
             torch.stack([row[s.best if good else s.worst] for s, row in zip(states, rows, strict=True)])
             for rows, good in ((now, True), (now, False), (before, True), (before, False))
         )
-        ahead = (chosen - ref_chosen) > (rejected - ref_rejected)
-        stats.accuracies.append(float(ahead.float().mean()))
+        here.accuracy += ((chosen - ref_chosen) > (rejected - ref_rejected)).float().tolist()
         pairwise = dpo_loss if settings.loss == "dpo" else ipo_loss
-        return pairwise(chosen, rejected, ref_chosen, ref_rejected, settings.beta).mean()
+        return list(pairwise(chosen, rejected, ref_chosen, ref_rejected, settings.beta))
     if settings.optimizer == "rejection":
-        gains = torch.stack([row[s.best] for s, row in zip(states, now, strict=True)])
+        gains = [row[s.best] for s, row in zip(states, now, strict=True)]
     else:
-        normalize = settings.normalize_scores
-        gains = torch.stack([_advantage_gain(s, row, normalize) for s, row in zip(states, now, strict=True)])
-    kl = torch.stack([(p.exp() * (p - q)).sum() for p, q in zip(now, before, strict=True)])
-    return (settings.beta * kl - gains).mean()
+        gains = [_advantage_gain(s, row, settings.normalize_scores) for s, row in zip(states, now, strict=True)]
+    kl = [(p.exp() * (p - q)).sum() for p, q in zip(now, before, strict=True)]
+    return [settings.beta * d - gain for d, gain in zip(kl, gains, strict=True)]
 
 
-def _mpo_loss(
-    prm: ProcessRewardModel,
-    batch: Sequence[Episode],
-    turns: Sequence[Sequence[int]],
-    log_probs: Sequence[Sequence[torch.Tensor]],
-    ref: Sequence[Sequence[torch.Tensor]],
+def _mpo_losses(
+    part: Sequence[_Piece],
     evidence: Evidence | None,
     settings: ImprovementSettings,
     stats: DPOStats,
-) -> torch.Tensor | None:
-    """Mean cross-entropy to the optimum of the regularised objective, a scalar; ``None`` where no state's scores differ."""
-    losses, gaps, means = [], [], []
-    for episode, which, now, before, logits in zip(
-        batch, turns, log_probs, ref, prm.score_all(batch, turns), strict=True
-    ):
-        keys = state_keys(episode.task, episode.turns) if evidence is not None else []
-        for t, new, old, row in zip(which, now, before, logits, strict=True):
+    here: _Sums,
+) -> list[torch.Tensor]:
+    """Cross-entropy to the optimum of the regularised objective at each state whose scores differ, scalars."""
+    losses = []
+    for piece in part:
+        assert piece.opinions is not None
+        keys = state_keys(piece.episode.task, piece.episode.turns) if evidence is not None else []
+        for t, new, old, row in zip(piece.turns, piece.log_probs, piece.reference, piece.opinions, strict=True):
             stats.n_states += 1
             q = torch.sigmoid(row)  # (n_commands,)
             if evidence is not None:
                 visits, k = evidence.table.visits.get(keys[t], {}), evidence.prior_visits
-                for i, command in enumerate(episode.turns[t].admissible_commands):
+                for i, command in enumerate(piece.episode.turns[t].admissible_commands):
                     if command in visits:
                         q[i] = (visits[command].total + k * q[i]) / (visits[command].n + k)
             scores = torch.logit(q, eps=1e-6) if settings.score_scale == "logit" else q
-            means.append(float((new.detach().exp() * q).sum()))
+            here.score.append(float((new.detach().exp() * q).sum()))
             gap = float(scores.max() - scores.min())
             if gap < settings.margin:
                 stats.n_close += 1
                 continue
-            gaps.append(gap)
+            here.gap.append(gap)
             losses.append(-(torch.softmax(old + scores / settings.beta, 0) * new).sum())
     stats.n_pairs += len(losses)
-    if not losses:
-        return None
-    stats.scores.append(float(np.mean(means)))
-    stats.gaps.append(float(np.mean(gaps)))
-    return torch.stack(losses).mean()
+    return losses
 
 
 def _advantage_gain(state: _State, log_probs: torch.Tensor, normalize: bool) -> torch.Tensor:
@@ -342,36 +430,42 @@ def _advantage_gain(state: _State, log_probs: torch.Tensor, normalize: bool) -> 
     return (factors * log_probs[options]).sum()
 
 
-def _imitation_loss(
-    responder: Responder, successes: Sequence[tuple[Episode, int]], n: int, rng: np.random.Generator
-) -> torch.Tensor:
-    """Mean negative log-probability of the commands of some won episodes, a scalar; the policy's adapter is active."""
-    drawn = [successes[int(i)] for i in rng.permutation(len(successes))[:n]]
-    episodes = [episode for episode, _ in drawn]
-    turns = [range(first, len(episode.turns)) for episode, first in drawn]
-    log_probs = episode_log_probs(responder, episodes, turns)
-    picked = [
-        row[episode.turns[t].admissible_commands.index(episode.turns[t].command)]
-        for episode, which, rows in zip(episodes, turns, log_probs, strict=True)
-        for t, row in zip(which, rows, strict=True)
-    ]
-    return -torch.stack(picked).mean()
+def _imitate(
+    responder: Responder,
+    successes: Sequence[tuple[Episode, int]],
+    settings: ImprovementSettings,
+    rng: np.random.Generator,
+) -> None:
+    """Add gradients of the mean negative log-probability of the commands of some won episodes; the policy is active."""
+    drawn = [successes[int(i)] for i in rng.permutation(len(successes))[: settings.batch_size]]
+    drawn.sort(key=lambda x: len(x[0].turns))
+    n = sum(len(episode.turns) - first for episode, first in drawn)
+    for at in range(0, len(drawn), settings.micro_batch_size):
+        part = drawn[at : at + settings.micro_batch_size]
+        turns = [range(first, len(episode.turns)) for episode, first in part]
+        log_probs = episode_log_probs(responder, [episode for episode, _ in part], turns)
+        picked = [
+            row[_played(episode, t)]
+            for (episode, _), which, rows in zip(part, turns, log_probs, strict=True)
+            for t, row in zip(which, rows, strict=True)
+        ]
+        (-settings.imitation_coef * torch.stack(picked).sum() / n).backward()
+
+
+def _played(episode: Episode, t: int) -> int:
+    """Index of the command that was executed among the admissible ones."""
+    return list(episode.turns[t].admissible_commands).index(episode.turns[t].command)
 
 
 def _sample(
-    batch: Sequence[Episode],
-    turns: Sequence[Sequence[int]],
-    log_probs: Sequence[Sequence[torch.Tensor]],
-    settings: ImprovementSettings,
-    rng: np.random.Generator,
-    stats: DPOStats,
+    part: Sequence[_Piece], settings: ImprovementSettings, rng: np.random.Generator, stats: DPOStats
 ) -> list[_State]:
     """Commands sampled from the current policy at every state; states with a single one are dropped."""
     states = []
-    for b, which in enumerate(turns):
-        for k, t in enumerate(which):
+    for b, piece in enumerate(part):
+        for k, t in enumerate(piece.turns):
             stats.n_states += 1
-            row = log_probs[b][k].detach()
+            row = piece.log_probs[k].detach()
             counts: dict[int, int] = {}
             for _ in range(settings.n_samples):
                 drawn = sample_commands(row, rng, temperature=settings.temperature)[0]
@@ -385,29 +479,30 @@ def _sample(
 
 def _score(
     prm: ProcessRewardModel,
-    batch: Sequence[Episode],
+    part: Sequence[_Piece],
     states: Sequence[_State],
     evidence: Evidence | None,
     settings: ImprovementSettings,
     stats: DPOStats,
+    here: _Sums,
 ) -> list[_State]:
     """Score the samples; returns the states at which they differ by the margin."""
+    if not states:
+        return []
     by_episode: dict[int, list[_State]] = {}
     for state in states:
         by_episode.setdefault(state.episode, []).append(state)
-    items = []
-    for b, members in by_episode.items():
-        candidates = [(s.turn, [batch[b].turns[s.turn].admissible_commands[i] for i in s.counts]) for s in members]
-        items.append((batch[b].task, batch[b].turns, candidates))
-    useful, gaps, means = [], [], []
-    for (b, members), item_scores, item in zip(by_episode.items(), prm.score(items), items, strict=True):
-        keys = state_keys(batch[b].task, batch[b].turns) if evidence is not None else []
-        for state, scores, (_, commands) in zip(members, item_scores, item[2], strict=True):
-            means.append(float(scores.mean()))
+    useful = []
+    for (b, members), item_scores in zip(by_episode.items(), _opinions(prm, part, by_episode), strict=True):
+        episode = part[b].episode
+        keys = state_keys(episode.task, episode.turns) if evidence is not None else []
+        for state, scores in zip(members, item_scores, strict=True):
+            here.score.append(float(scores.mean()))
             state.scores = dict(zip(state.counts, scores.tolist(), strict=True))
             if evidence is not None:
                 visits = evidence.table.visits.get(keys[state.turn], {})
                 k = evidence.prior_visits
+                commands = [episode.turns[state.turn].admissible_commands[i] for i in state.counts]
                 state.scores = {
                     option: (visits[command].total + k * state.scores[option]) / (visits[command].n + k)
                     for option, command in zip(state.counts, commands, strict=True)
@@ -422,13 +517,28 @@ def _score(
             if gap < settings.margin:
                 stats.n_close += 1
                 continue
-            gaps.append(gap)
+            here.gap.append(gap)
             useful.append(state)
     stats.n_pairs += len(useful)
-    if gaps:
-        stats.gaps.append(float(np.mean(gaps)))
-    stats.scores.append(float(np.mean(means)))
     return useful
+
+
+def _opinions(
+    prm: ProcessRewardModel, part: Sequence[_Piece], by_episode: Mapping[int, Sequence[_State]]
+) -> Iterator[Sequence[torch.Tensor]]:
+    """Q of what was sampled: for each episode, for each of its states, (n_samples,) in the order of ``counts``."""
+    if all(piece.opinions is not None for piece in part):
+        for b, members in by_episode.items():
+            rows = part[b].opinions or ()
+            yield [torch.sigmoid(rows[s.place][list(s.counts)]).cpu() for s in members]
+        return
+    items = []
+    for b, members in by_episode.items():
+        e = part[b].episode
+        items.append(
+            (e.task, e.turns, [(s.turn, [e.turns[s.turn].admissible_commands[i] for i in s.counts]) for s in members])
+        )
+    yield from prm.score(items)
 
 
 def _logit(q: float) -> float:
@@ -437,11 +547,10 @@ def _logit(q: float) -> float:
 
 
 @torch.no_grad()
-def _record_kl(
-    log_probs: Sequence[Sequence[torch.Tensor]], ref: Sequence[Sequence[torch.Tensor]], stats: DPOStats
-) -> None:
-    values = [
-        float((p.exp() * (p - q)).sum()) for a, b in zip(log_probs, ref, strict=True) for p, q in zip(a, b, strict=True)
+def _add_kl(part: Sequence[_Piece], here: _Sums) -> None:
+    """KL(policy || reference) at every state."""
+    here.kl += [
+        float((p.exp() * (p - q)).sum())
+        for piece in part
+        for p, q in zip(piece.log_probs, piece.reference, strict=True)
     ]
-    if values:  # states to compare commands at may be none, where there is still something to imitate
-        stats.kl.append(float(np.mean(values)))

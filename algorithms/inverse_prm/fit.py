@@ -224,6 +224,7 @@ def fit_inverse_prm(
             sides = {
                 side: sum(t.weight * t.n_transitions for t in batch if t.is_expert == side) for side in (True, False)
             }
+            batch.sort(key=lambda t: len(t.episode.turns))  # of a length in a forward pass: little of it is padding
             sums = {"loss": 0.0, "right": 0.0, "expert": 0.0, "learner": 0.0}
             for at in range(0, len(batch), micro_batch_size):
                 part = batch[at : at + micro_batch_size]

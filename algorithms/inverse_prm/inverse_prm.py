@@ -73,6 +73,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         demonstrations: Sequence[Episode] | str | os.PathLike[str] | None = None,
         n_games: int = 100,
         n_repeats: int = 3,
+        n_other_games: int = 0,
         gamma: float = 0.95,
         temperature: float = 1.0,
         stop_gradient: bool = False,
@@ -100,6 +101,9 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             demonstrations: episodes, or a file of them; needed to learn, not to predict.
             n_games: games of the demonstrations that are rolled out an iteration, at most.
             n_repeats: episodes of each.
+            n_other_games: games beyond those that are played once each an iteration. The process reward is not fitted to
+                these, or it would tell the expert by the game; the policy is improved at their states, too, and imitates what
+                is like the expert there, so that it does not learn the demonstrations' games by heart.
             gamma: discount a turn, in [0, 1]; 0 is a one-step discriminator.
             temperature: at which the policy is rolled out and sampled.
             stop_gradient: treat the next state's value as a constant in the fit. Else what the policy would do next is pushed
@@ -127,6 +131,8 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         """
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        if n_other_games < 0:
+            raise ValueError(f"n_other_games must be 0 or more, got {n_other_games}")
         if logit_clip is not None and not logit_clip > 0:
             raise ValueError(f"logit_clip must be above 0 or None, got {logit_clip}")
         check_choice("imitate", imitate, IMITATED)
@@ -139,6 +145,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         if isinstance(demonstrations, (str, os.PathLike)):
             demonstrations = list(read_episodes(demonstrations))
         self.demonstrations = demonstrations
+        self.n_other_games = n_other_games
         self.stop_gradient, self.logit_clip = stop_gradient, logit_clip
         self.imitate, self.imitation_quantile = imitate, imitation_quantile
         # Rollouts of each learner so far, with whether the game ended by itself.
@@ -173,9 +180,11 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         pool = known or list(games)
         chosen = rng.choice(pool, min(self.n_games, len(pool)), replace=False)
         self.logger.record("rollout/games_of_demonstrations", len(known))
+        others = sorted(set(games) - set(known)) if known else []
+        beyond = rng.choice(others, min(self.n_other_games, len(others)), replace=False)
         tasks = [
             RolloutTask({"game": int(game)}, (self._seed_base(), self.iteration, 2, i))
-            for i, game in enumerate(np.repeat(chosen, self.n_repeats))
+            for i, game in enumerate([*np.repeat(chosen, self.n_repeats), *beyond])
         ]
         rollouts = self._collect(tasks, "roll out", callback)
         return None if rollouts is None else [rollout.episode for rollout in rollouts]
@@ -201,7 +210,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
     # ------------------------------------------------------------------ stage 2: fit the PRM
     def _fit(self, gathered: list[Episode]) -> None:
         """Fit a PRM that tells the demonstrations from what all learners so far did."""
-        self._learners += self._with_endings(gathered)
+        self._learners += self._with_endings(self._comparable(gathered))
         both = [(e, True, True) for e in self._demonstrations()] + [(e, False, ended) for e, ended in self._learners]
         data = self._answered(both, self._rng(4))
         balance(data)
@@ -225,6 +234,11 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         self.logger.record("prm/expert_reward", report.expert_reward)
         self.logger.record("prm/learner_reward", report.learner_reward)
         self._compare_with_outcomes(gathered)
+
+    def _comparable(self, gathered: Sequence[Episode]) -> list[Episode]:
+        """Episodes of the demonstrations' games; all, where there are none of these."""
+        games = {e.game_id for e in self._demonstrations()}
+        return [e for e in gathered if e.game_id in games] or list(gathered)
 
     def _answered(self, episodes: Sequence[tuple[Episode, bool, bool]], rng: np.random.Generator) -> list[Trajectory]:
         """Episodes (each with whether it is the expert's and ended) with the policy's answers."""
@@ -288,4 +302,4 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         """Take over the learners of past iterations, too."""
         super()._restore_running_state(state)
         for _, gathered in self._read_past():
-            self._learners += self._with_endings(gathered)
+            self._learners += self._with_endings(self._comparable(gathered))
