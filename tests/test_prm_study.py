@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import prm_study
-from benchmarks.prm_study import Condition, Settings, Study, conditions, differences, figures_of, seed_rows
+from benchmarks import prm_study, prm_study_parts
+from benchmarks.prm_study import differences, figures_of, seed_rows
+from benchmarks.prm_study_parts import Condition, Settings, Study, conditions
 
 STARTS = {20: Settings(agentprm_iterations=2, inverseprm_iterations=1), 50: Settings()}
 SEEDS = (0, 1)
@@ -130,7 +131,7 @@ def test_what_is_done_is_taken_and_with_other_settings_refused(tmp_path: Path, m
         (out / "model.zip").write_text(f"model {len(calls)}")
         return type("Ended", (), {"returncode": 0})
 
-    monkeypatch.setattr(prm_study.subprocess, "run", run)
+    monkeypatch.setattr(prm_study_parts.subprocess, "run", run)
     study.train(20, 0, "sft")
     study.train(20, 0, "sft")
     assert len(calls) == 1 and calls[0][3:8] == ["train", "--algo", "sft", "--n-demos", "20"]

@@ -1,0 +1,375 @@
+"""The PRM study's settings, and the runs it is made of; ``benchmarks/prm_study.py`` says what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from algorithms.cli.common import write_json
+from algorithms.common.checkpoints import state_path
+from algorithms.common.comparison import read_curves
+
+Floats = NDArray[np.float64]
+
+
+# ---------------------------------------------------------------------- settings
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of the algorithms from one start; the lists are what ``agentprm train --set`` takes.
+
+    Attributes:
+        epochs: passes of SFT over the demonstrations.
+        sft: arguments of SFT.
+        agentprm: arguments of AgentPRM.
+        grpo: arguments of GRPO.
+        inverseprm: arguments of InversePRM.
+        agentprm_iterations: iterations of AgentPRM.
+        inverseprm_iterations: iterations of InversePRM.
+        gail_iterations: iterations with a one-step discriminator in its place.
+        n_envs: episodes that GRPO plays side by side: all of an iteration.
+    """
+
+    epochs: int = 8
+    sft: tuple[str, ...] = ()
+    agentprm: tuple[str, ...] = ()
+    # The step size that the other algorithms have; few games an iteration, since the budget is but a few thousand episodes.
+    grpo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=16", "group_size=8")
+    inverseprm: tuple[str, ...] = ()
+    agentprm_iterations: int = 3
+    inverseprm_iterations: int = 2
+    gail_iterations: int = 1
+    n_envs: int = 128
+
+
+#: Tuned on 200 generated games with one start of 100 demonstrations and one seed.
+IMPROVEMENT = (
+    *("prm_form=log_prob", "temperature=1.0", "score_scale=logit", "margin=0", "optimizer=grpo", "n_samples=6"),
+    *("n_updates=40", "batch_size=16", "turns_per_episode=32", "imitation_coef=1.0"),
+)
+AGENTPRM = (
+    *IMPROVEMENT,
+    *("n_games=600", "n_repeats=1", "n_trunks=600", "n_branch_states=0", "n_branch_candidates=1", "prior_visits=null"),
+    "beta=0.1",
+)
+# Demonstrations are not imitated further: the start has gone through them many times.
+INVERSEPRM = (*IMPROVEMENT, "stop_gradient=false", "imitate=learners", "beta=0.1")
+INVERSEPRM_100 = (*INVERSEPRM, "n_games=100", "n_repeats=3", "prm_n_epochs=2")
+INVERSEPRM_1000 = (*INVERSEPRM, "n_games=300", "n_repeats=1", "prm_n_epochs=1")
+#: Number of demonstrations of a start, and what is done with it and from it.
+STARTS: dict[int, Settings] = {
+    100: Settings(epochs=8, agentprm=AGENTPRM, inverseprm=INVERSEPRM_100),
+    1000: Settings(epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM_1000),
+}
+#: What makes a one-step discriminator of InversePRM's Q; from each start beside its other arguments.
+GAIL = ("gamma=0",)
+#: Of every other number.
+OTHERS = Settings()
+#: A trial: the same parts, as small as they can be.
+QUICK = Settings(
+    epochs=2,
+    agentprm=(
+        *AGENTPRM,
+        *("n_games=8", "n_repeats=2", "n_trunks=12", "n_branch_states=6", "n_updates=3", "batch_size=4"),
+        *("prm_n_epochs=1", "n_validation_games=8"),
+    ),
+    grpo=("learning_rate=1e-3", "n_games=4", "group_size=4", "batch_size=16"),
+    inverseprm=(*INVERSEPRM, "n_games=8", "n_repeats=1", "n_updates=3", "batch_size=4", "prm_n_epochs=1"),
+    agentprm_iterations=2,
+    n_envs=16,
+)
+QUICK_START, QUICK_GAMES = 20, 12
+
+#: Draws a turn; 1 is acting without a search, which is played anyway.
+BEST_OF = (1, 2, 4, 8, 16)
+#: Which policies choose among their draws, and with the PRM of which save. "agentprm_2" with "agentprm_2" is the PRM that
+#: the policy was improved against; with "agentprm_3" it would be one fitted to this policy's own rollouts, as "sft" has it.
+BEST_OF_LINES: dict[str, tuple[str, str]] = {
+    "sft": ("sft", "agentprm_1"),
+    "iteration_1": ("agentprm_1", "agentprm_1"),
+    "iteration_2": ("agentprm_2", "agentprm_2"),
+    "iteration_3": ("agentprm_3", "agentprm_3"),
+}
+#: Policies that also play greedily, and on ``valid_unseen``. "agentprm_kept" is the iteration that AgentPRM itself chose.
+GREEDY = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2")
+UNSEEN = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2")
+
+#: What is trained from a start, the later of what the earlier took; those of a stage side by side.
+STAGES = (("sft",), ("agentprm", "inverseprm", "gail"), ("grpo", "grpo_minutes", "implicit"))
+PARTS = tuple(part for stage in STAGES for part in stage)
+#: More than any run takes; the minutes end it.
+ENDLESS = 10**9
+
+TITLES = {
+    "sft": "SFT",
+    "agentprm_kept": "AgentPRM, the iteration it chose",
+    "grpo": "GRPO, equal rollouts",
+    "grpo_minutes": "GRPO, equal minutes",
+    "implicit": "GRPO on the implicit process reward",
+}
+#: Algorithms of which each iteration's save is measured.
+ITERATED = {"agentprm": "AgentPRM", "inverseprm": "InversePRM", "gail": "One-step discriminator"}
+
+
+# ---------------------------------------------------------------------- what is measured
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A policy and a way in which it plays.
+
+    Attributes:
+        name: unique; folder of the evaluation, and part of the figures' names.
+        policy: name of a model, see :meth:`Study.model`.
+        split: games.
+        greedy: whether it takes the likeliest command.
+        best_of: draws a turn.
+        prm: name of the model whose PRM chooses among them.
+        line: best-of-N only: a key of :data:`BEST_OF_LINES`.
+    """
+
+    name: str
+    policy: str
+    split: str = "valid_seen"
+    greedy: bool = False
+    best_of: int = 1
+    prm: str | None = None
+    line: str | None = None
+
+    @property
+    def mode(self) -> str:
+        """What distinguishes it from the sampled policy on ``valid_seen``: ``""``, ``"_greedy"`` or ``"_unseen"``."""
+        return ("_greedy" if self.greedy else "") + ("_unseen" if self.split == "valid_unseen" else "")
+
+
+def policies(settings: Settings) -> list[str]:
+    """Names of the policies from a start, in the order of the table."""
+    agent = [f"agentprm_{k + 1}" for k in range(settings.agentprm_iterations)]
+    inverse = [f"inverseprm_{k + 1}" for k in range(settings.inverseprm_iterations)]
+    gail = [f"gail_{k + 1}" for k in range(settings.gail_iterations)]
+    return ["sft", *agent, "agentprm_kept", "grpo", "grpo_minutes", *inverse, *gail, "implicit"]
+
+
+def conditions(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[Condition]:
+    """All that is measured from a start; what names an iteration that there is not is left out."""
+    names = policies(settings)
+    out = [Condition(name, name) for name in names]
+    out += [Condition(f"{name}_greedy", name, greedy=True) for name in GREEDY if name in names]
+    out += [Condition(f"{name}_unseen", name, split="valid_unseen") for name in UNSEEN if name in names]
+    for line, (policy, prm) in BEST_OF_LINES.items():
+        if policy in names and prm in names:
+            searched = [n for n in best_of if n > 1]  # 1 is the policy as it plays anyway
+            out += [Condition(f"best_of_{n}_{line}", policy, best_of=n, prm=prm, line=line) for n in searched]
+    return out
+
+
+def lines(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Those of :data:`BEST_OF_LINES` whose models there are."""
+    names = policies(settings)
+    return {line: pair for line, pair in BEST_OF_LINES.items() if set(pair) <= set(names)}
+
+
+# ---------------------------------------------------------------------- parts
+class Study:
+    """Folders and commands of the study."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[int, Settings],
+        *,
+        max_games: int | None = None,
+        best_of: Sequence[int] = BEST_OF,
+    ) -> None:
+        self.folder, self.settings, self.max_games, self.best_of = folder, dict(settings), max_games, tuple(best_of)
+
+    def part(self, start: int, seed: int, name: str) -> Path:
+        """Folder of a part."""
+        return self.folder / f"sft{start}" / f"seed_{seed}" / name
+
+    def model(self, start: int, seed: int, policy: str) -> Path:
+        """The save of a policy: ``"agentprm_2"`` is what AgentPRM had after iteration 2.
+
+        Raises:
+            FileNotFoundError: the part is finished, but without this save.
+        """
+        name, _, which = policy.rpartition("_")
+        if name in ITERATED:
+            out = self.part(start, seed, name)
+            path = out / "model.zip" if which == "kept" else out / "iterations" / f"{which}.zip"
+        else:
+            out = self.part(start, seed, policy)
+            path = out / "model.zip"
+        if not path.exists() and (out / "model.zip").exists():
+            raise FileNotFoundError(
+                f"{out} is finished, but has no {path.relative_to(out)}: the study needs an 'agentprm train' that saves "
+                "each iteration; delete the folder to train it again with such a one"
+            )
+        return path
+
+    def run(self, out: Path, done: str, *args: object) -> None:
+        """Run ``agentprm ... --out OUT`` in a process of its own, on one core, unless that is done.
+
+        What is asked for is left in ``OUT/asked.json``, with a hash of each model that goes in: what is done with other
+        settings, or of a model that has been trained anew since, must not stand beside the rest.
+
+        Args:
+            out: the part's folder.
+            done: the file in it that is there when the part is done.
+            args: the command line; a ``Path`` is a file that goes in.
+
+        Raises:
+            RuntimeError: with what it said, if it failed; or if it was done with other settings.
+        """
+        asked = {
+            # Some name a file within a text; the folder may be moved.
+            "args": [str(x).replace(f"{self.folder}/", "") for x in args],
+            "inputs": {str(x.relative_to(self.folder)): _digest(x) for x in args if isinstance(x, Path)},
+        }
+        record = out / "asked.json"
+        if (out / done).exists():
+            found = json.loads(record.read_text()) if record.exists() else asked
+            if found != asked:
+                before, now = (" ".join(x["args"]) for x in (found, asked))
+                what = (
+                    f"was made by\n  {before}\nand now would be by\n  {now}" if before != now else "is of older models"
+                )
+                raise RuntimeError(f"{out} {what}\nDelete it to make it again, or choose another --runs.")
+            return
+        words_of: list[object] = [*args, "--games", "generated", "--threads", 1, "--out", out]
+        if state_path(out).exists():
+            if json.loads(record.read_text()) != asked:
+                raise RuntimeError(
+                    f"{out} holds an unfinished run with other settings; delete it, or choose another --runs"
+                )
+            words_of = ["train", "--resume", out]
+        write_json(record, asked)
+        command = [sys.executable, "-m", "algorithms.cli.main", *map(str, words_of)]
+        ended = subprocess.run(command, capture_output=True, text=True)
+        if ended.returncode:
+            words = " ".join(command[2:])
+            raise RuntimeError(f"{words} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
+
+    def train(self, start: int, seed: int, part: str) -> None:
+        """Train a part: one of :data:`PARTS`."""
+        settings = self.settings[start]
+        if part == "sft":
+            chosen = settings.sft
+            args: list[object] = ["--algo", "sft", "--n-demos", start, "--epochs", settings.epochs]
+        else:
+            policy = ["--policy", self.model(start, seed, "sft")]
+            if part == "agentprm":
+                chosen = settings.agentprm
+                args = ["--algo", "agentprm", *policy, "--iterations", settings.agentprm_iterations]
+            elif part in ("inverseprm", "gail"):
+                chosen = settings.inverseprm + (GAIL if part == "gail" else ())
+                demos = self.part(start, seed, "sft") / "demos.jsonl.gz"
+                args = ["--algo", "inverseprm", *policy, "--demos", demos]
+                n = settings.gail_iterations if part == "gail" else settings.inverseprm_iterations
+                args += ["--iterations", n]
+            elif part == "implicit":
+                chosen = settings.grpo
+                steps, _ = self.spent(start, seed, "gail")
+                reward = {"reward": f"implicit:{policy[1]}"}
+                alone = {"reward": "outcome", "reward_kwargs": {"weight": 0.0}}
+                args = ["--algo", "grpo", *policy, "--timesteps", steps, "--n-envs", settings.n_envs]
+                args += ["--reward", "sum", "--reward-kwargs", json.dumps({"parts": [reward, alone]})]
+            else:
+                chosen = settings.grpo
+                steps, minutes = self.spent(start, seed, "agentprm")
+                budget: list[object] = ["--timesteps", steps]
+                if part == "grpo_minutes":
+                    budget = ["--timesteps", ENDLESS, "--minutes", f"{max(minutes, 0.1):.2f}"]
+                args = ["--algo", "grpo", *policy, *budget, "--n-envs", settings.n_envs]
+        own = ["--set", *chosen] if chosen else []
+        self.run(self.part(start, seed, part), "model.zip", "train", *args, *own, "--seed", seed)
+
+    def evaluate(self, start: int, seed: int, condition: Condition) -> None:
+        """Let a policy play every game of a split once."""
+        args: list[object] = [self.model(start, seed, condition.policy), "--split", condition.split]
+        if condition.greedy:
+            args += ["--temperature", 0]
+        if condition.prm is not None:
+            args += ["--best-of", condition.best_of, "--prm", self.model(start, seed, condition.prm)]
+        if self.max_games is not None:
+            args += ["--max-games", self.max_games]
+        self.run(self.evaluation(start, seed, condition), "result.json", "eval", *args, "--seed", seed)
+
+    def evaluation(self, start: int, seed: int, condition: Condition) -> Path:
+        """Folder of an evaluation."""
+        return self.part(start, seed, "eval") / condition.name
+
+    def spent(self, start: int, seed: int, part: str) -> tuple[int, float]:
+        """What a finished run took: environment steps, and minutes since ``learn`` began.
+
+        AgentPRM does not count the turns of the games by which it chooses its best iteration. They are outcomes that it sees,
+        so they are added here: as many episodes as it played, each as long as the policy's training episodes at that time.
+        """
+        from agentprm_gym.saving import read_save
+
+        out = self.part(start, seed, part)
+        manifest = read_save(out / "model.zip").manifest
+        steps = int(manifest["counters"]["num_timesteps"])
+        n_validation = manifest["data"].get("n_validation_games") or 0
+        if n_validation:
+            lengths = _curve(out, "rollout/ep_len_mean")  # (K,), before each iteration
+            steps += round(n_validation * float(lengths.sum() + lengths[-1]))
+        return steps, float(_curve(out, "time/time_elapsed")[-1]) / 60
+
+    def kept(self, start: int, seed: int) -> int:
+        """Which iteration AgentPRM chose by success on held-out train games; 0 is the start."""
+        from agentprm_gym.saving import read_save
+
+        best = read_save(self.model(start, seed, "agentprm_kept")).adapters["policy"]
+        for k in range(1, self.settings[start].agentprm_iterations + 1):
+            other = read_save(self.model(start, seed, f"agentprm_{k}")).adapters["policy"]
+            if all(bool((best[name] == other[name]).all()) for name in best):
+                return k
+        return 0
+
+    def go(self, seeds: Sequence[int], jobs: int) -> None:
+        """Do all that is not done."""
+        pairs = list(itertools.product(self.settings, seeds))
+        with ThreadPoolExecutor(jobs) as pool:
+            # One after another, since the later need the earlier; what is timed runs beside what is as busy.
+            for parts in STAGES:
+                tasks = [(start, seed, part) for part in parts for start, seed in pairs]
+                for (start, seed, part), _ in zip(tasks, pool.map(lambda x: self.train(*x), tasks), strict=True):
+                    steps, minutes = self.spent(start, seed, part)
+                    print(f"sft{start}, seed {seed}: {part}, {steps:,} steps, {minutes:.1f} minutes", flush=True)
+            plays = [(*pair, c) for pair in pairs for c in conditions(self.settings[pair[0]], self.best_of)]
+            for (start, seed, c), _ in zip(plays, pool.map(lambda x: self.evaluate(*x), plays), strict=True):
+                row = read_row(self.evaluation(start, seed, c))
+                print(f"sft{start}, seed {seed}: {c.name} {100 * row['success']:.1f} %", flush=True)
+
+
+def _digest(path: Path) -> str:
+    """Twelve digits that stand for what a file holds; none for a file that is not there yet."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
+
+
+def _curve(run: Path, tag: str) -> Floats:
+    """The values of a tag of one run, (K,)."""
+    (points,) = read_curves({run.name: run / "tb"}, [tag])[0].seeds.values()
+    return points[1]
+
+
+def read_row(evaluation: Path) -> dict[str, Any]:
+    """What ``agentprm eval`` found, over all task types.
+
+    Raises:
+        FileNotFoundError: if it has not been run.
+    """
+    path = evaluation / "result.json"
+    if not path.exists():
+        raise FileNotFoundError(f"no {path}: this part of the study has not been run")
+    row: dict[str, Any] = json.loads(path.read_text())["rows"][-1]
+    return {key: row[key] for key in ("n", "success", "low", "high", "mean_steps")}
