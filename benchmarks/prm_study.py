@@ -2,12 +2,13 @@
 
 Two starts, SFT on 100 and on 1,000 demonstrations of the searching expert, and three seeds of each. From a start: three
 iterations of AgentPRM; GRPO on outcomes with as many environment steps (what AgentPRM played to choose its best iteration
-included), and for as many minutes; two iterations of InversePRM on the demonstrations that the start was cloned from, and
-beside it two other process rewards that read no outcome: a one-step discriminator in its place (``gamma=0``, as in GAIL), and
-the implicit one, how much likelier the start finds a command than the base model does, by GRPO with as many steps; an
-iteration of each. Every policy plays every ``valid_seen`` game once, sampled at temperature 1, some of them greedily and on
-``valid_unseen``, too. Then best-of-N: with each iteration's policy and PRM, and with the start's policy and the PRM that was
-fitted to its rollouts, which is a process reward model against which nothing was trained yet.
+included), and for as many minutes; two iterations of InversePRM on the demonstrations that the start was cloned from. From
+100 demonstrations also InversePRM that plays games without demonstrations, too, and two other process rewards that read no
+outcome: a one-step discriminator in its place (``gamma=0``, as in GAIL), and the implicit one, how much likelier the start
+finds a command than the base model does, by GRPO with as many steps; an iteration of each. Every policy plays every
+``valid_seen`` game once, sampled at temperature 1, some of them greedily and on ``valid_unseen``, too. Then best-of-N: with
+each iteration's policy and PRM, and with the start's policy and the PRM that was fitted to its rollouts, which is a process
+reward model against which nothing was trained yet.
 
 Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
 as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of
@@ -50,6 +51,7 @@ from benchmarks.prm_study_parts import (
     Study,
     conditions,
     lines,
+    parts_of,
     policies,
     read_row,
 )
@@ -91,6 +93,9 @@ def differences(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[tu
             continue
         if c.policy != "sft":
             out.append((c.name, f"sft{c.mode}", f"{c.name}_minus_sft"))
+        if c.policy.startswith("wide"):
+            other = c.policy.replace("wide", "inverseprm")
+            out.append((c.name, f"{other}{c.mode}", f"{c.name}_minus_{other}"))
         if c.policy.startswith("agentprm"):
             out += [(c.name, f"{x}{c.mode}", f"{c.name}_minus_{x}") for x in ("grpo", "grpo_minutes")]
     return out
@@ -230,6 +235,8 @@ def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
         last = settings.agentprm_iterations
         for i, (name, label) in enumerate(ITERATED.items()):
             n = getattr(settings, f"{name}_iterations")
+            if not n:
+                continue
             # Beside each other, so that intervals can be told apart; the start is common to all.
             points = {0.0: key.format("sft")} | {k + 0.04 * i: key.format(f"{name}_{k}") for k in range(1, n + 1)}
             plot(left, label, points, color=f"C{i}")
@@ -262,14 +269,14 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
     figures = figures_of(rows, study)
     cost: list[dict[str, Any]] = []
     for start, seed in itertools.product(study.settings, seeds):
-        for part in PARTS:
+        for part in parts_of(study.settings[start]):
             steps, minutes = study.spent(start, seed, part)
             commit = json.loads((study.part(start, seed, part) / "settings.json").read_text())["commit"]
             of_part = {"start": start, "seed": seed, "part": part, "commit": commit}
             cost.append({**of_part, "steps": steps, "minutes": minutes})
             if part == "agentprm":
                 cost[-1]["kept_iteration"] = study.kept(start, seed)
-        for part in PARTS:
+        for part in parts_of(study.settings[start]):
             spent = [x for x in cost if (x["start"], x["part"]) == (start, part)]
             for key in ("steps", "minutes"):
                 figures[f"sft{start}_{part}_train_{key}"] = float(np.mean([x[key] for x in spent]))

@@ -36,7 +36,9 @@ class Settings:
         inverseprm: arguments of InversePRM.
         agentprm_iterations: iterations of AgentPRM.
         inverseprm_iterations: iterations of InversePRM.
+        wide_iterations: iterations of InversePRM that also plays games of which there are no demonstrations.
         gail_iterations: iterations with a one-step discriminator in its place.
+        implicit: whether GRPO on the implicit reward is run.
         n_envs: episodes that GRPO plays side by side: all of an iteration.
     """
 
@@ -48,7 +50,9 @@ class Settings:
     inverseprm: tuple[str, ...] = ()
     agentprm_iterations: int = 3
     inverseprm_iterations: int = 2
+    wide_iterations: int = 2
     gail_iterations: int = 1
+    implicit: bool = True
     n_envs: int = 128
 
 
@@ -69,10 +73,15 @@ INVERSEPRM_1000 = (*INVERSEPRM, "n_games=300", "n_repeats=1", "prm_n_epochs=1")
 #: Number of demonstrations of a start, and what is done with it and from it.
 STARTS: dict[int, Settings] = {
     100: Settings(epochs=8, agentprm=AGENTPRM, inverseprm=INVERSEPRM_100),
-    1000: Settings(epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM_1000),
+    # A thousand demonstrations have more games than InversePRM plays; the rewards beside it were compared at 100.
+    1000: Settings(
+        epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM_1000, wide_iterations=0, gail_iterations=0, implicit=False
+    ),
 }
 #: What makes a one-step discriminator of InversePRM's Q; from each start beside its other arguments.
 GAIL = ("gamma=0",)
+#: What makes InversePRM play as many episodes, but a third of them in the demonstrations' games; likewise.
+WIDE = ("n_repeats=1", "n_other_games=200")
 #: Of every other number.
 OTHERS = Settings()
 #: A trial: the same parts, as small as they can be.
@@ -86,6 +95,7 @@ QUICK = Settings(
     grpo=("learning_rate=1e-3", "n_games=4", "group_size=4", "batch_size=16"),
     inverseprm=(*INVERSEPRM, "n_games=8", "n_repeats=1", "n_updates=3", "batch_size=4", "prm_n_epochs=1"),
     agentprm_iterations=2,
+    wide_iterations=0,
     n_envs=16,
 )
 QUICK_START, QUICK_GAMES = 20, 12
@@ -101,11 +111,11 @@ BEST_OF_LINES: dict[str, tuple[str, str]] = {
     "iteration_3": ("agentprm_3", "agentprm_3"),
 }
 #: Policies that also play greedily, and on ``valid_unseen``. "agentprm_kept" is the iteration that AgentPRM itself chose.
-GREEDY = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2")
-UNSEEN = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2")
+GREEDY = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
+UNSEEN = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
 
 #: What is trained from a start, the later of what the earlier took; those of a stage side by side.
-STAGES = (("sft",), ("agentprm", "inverseprm", "gail"), ("grpo", "grpo_minutes", "implicit"))
+STAGES = (("sft",), ("agentprm", "inverseprm", "wide", "gail"), ("grpo", "grpo_minutes", "implicit"))
 PARTS = tuple(part for stage in STAGES for part in stage)
 #: More than any run takes; the minutes end it.
 ENDLESS = 10**9
@@ -118,7 +128,12 @@ TITLES = {
     "implicit": "GRPO on the implicit process reward",
 }
 #: Algorithms of which each iteration's save is measured.
-ITERATED = {"agentprm": "AgentPRM", "inverseprm": "InversePRM", "gail": "One-step discriminator"}
+ITERATED = {
+    "agentprm": "AgentPRM",
+    "inverseprm": "InversePRM",
+    "wide": "InversePRM, other games too",
+    "gail": "One-step discriminator",
+}
 
 
 # ---------------------------------------------------------------------- what is measured
@@ -154,8 +169,16 @@ def policies(settings: Settings) -> list[str]:
     """Names of the policies from a start, in the order of the table."""
     agent = [f"agentprm_{k + 1}" for k in range(settings.agentprm_iterations)]
     inverse = [f"inverseprm_{k + 1}" for k in range(settings.inverseprm_iterations)]
+    wide = [f"wide_{k + 1}" for k in range(settings.wide_iterations)]
     gail = [f"gail_{k + 1}" for k in range(settings.gail_iterations)]
-    return ["sft", *agent, "agentprm_kept", "grpo", "grpo_minutes", *inverse, *gail, "implicit"]
+    implicit = ["implicit"] if settings.implicit else []
+    return ["sft", *agent, "agentprm_kept", "grpo", "grpo_minutes", *inverse, *wide, *gail, *implicit]
+
+
+def parts_of(settings: Settings) -> list[str]:
+    """Which of :data:`PARTS` are trained from a start."""
+    names = policies(settings)
+    return [part for part in PARTS if any(name in (part, f"{part}_1") for name in names)]
 
 
 def conditions(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[Condition]:
@@ -269,12 +292,11 @@ class Study:
             if part == "agentprm":
                 chosen = settings.agentprm
                 args = ["--algo", "agentprm", *policy, "--iterations", settings.agentprm_iterations]
-            elif part in ("inverseprm", "gail"):
-                chosen = settings.inverseprm + (GAIL if part == "gail" else ())
+            elif part in ("inverseprm", "wide", "gail"):
+                chosen = settings.inverseprm + {"gail": GAIL, "wide": WIDE}.get(part, ())
                 demos = self.part(start, seed, "sft") / "demos.jsonl.gz"
                 args = ["--algo", "inverseprm", *policy, "--demos", demos]
-                n = settings.gail_iterations if part == "gail" else settings.inverseprm_iterations
-                args += ["--iterations", n]
+                args += ["--iterations", getattr(settings, f"{part}_iterations")]
             elif part == "implicit":
                 chosen = settings.grpo
                 steps, _ = self.spent(start, seed, "gail")
@@ -341,7 +363,12 @@ class Study:
         with ThreadPoolExecutor(jobs) as pool:
             # One after another, since the later need the earlier; what is timed runs beside what is as busy.
             for parts in STAGES:
-                tasks = [(start, seed, part) for part in parts for start, seed in pairs]
+                tasks = [
+                    (start, seed, part)
+                    for part in parts
+                    for start, seed in pairs
+                    if part in parts_of(self.settings[start])
+                ]
                 for (start, seed, part), _ in zip(tasks, pool.map(lambda x: self.train(*x), tasks), strict=True):
                     steps, minutes = self.spent(start, seed, part)
                     print(f"sft{start}, seed {seed}: {part}, {steps:,} steps, {minutes:.1f} minutes", flush=True)

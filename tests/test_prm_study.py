@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks import prm_study, prm_study_parts
 from benchmarks.prm_study import differences, figures_of, seed_rows
-from benchmarks.prm_study_parts import Condition, Settings, Study, conditions
+from benchmarks.prm_study_parts import PARTS, Condition, Settings, Study, conditions, parts_of
 
 STARTS = {20: Settings(agentprm_iterations=2, inverseprm_iterations=1), 50: Settings()}
 SEEDS = (0, 1)
@@ -45,6 +45,13 @@ def test_conditions_have_names_of_their_own_and_stay_within_the_iterations() -> 
     assert not {"agentprm_3", "inverseprm_2_greedy", "best_of_4_iteration_3", "best_of_1_sft"} & set(names)
 
 
+def test_parts_are_those_that_the_policies_need() -> None:
+    assert parts_of(Settings()) == list(PARTS)
+    less = Settings(wide_iterations=0, gail_iterations=0, implicit=False)
+    assert parts_of(less) == ["sft", "agentprm", "inverseprm", "grpo", "grpo_minutes"]
+    assert not [c for c in conditions(less) if c.policy.startswith(("wide", "gail", "implicit"))]
+
+
 def test_figures_are_means_and_paired_differences(study: Study) -> None:
     rows = seed_rows(study, SEEDS)
     names = {start: [c.name for c in conditions(s, BEST_OF)] for start, s in STARTS.items()}
@@ -63,6 +70,7 @@ def test_figures_are_means_and_paired_differences(study: Study) -> None:
     check("sft50_agentprm_3_minus_grpo", 50, "agentprm_3", "grpo")
     check("sft50_agentprm_kept_greedy_minus_grpo_minutes", 50, "agentprm_kept_greedy", "grpo_minutes_greedy")
     check("sft50_inverseprm_2_minus_sft", 50, "inverseprm_2", "sft")
+    check("sft50_wide_2_minus_inverseprm_2", 50, "wide_2", "inverseprm_2")
     check("sft50_inverseprm_2_unseen_minus_sft", 50, "inverseprm_2_unseen", "sft_unseen")
     check("sft50_best_of_4_iteration_1", 50, "best_of_4_iteration_1")
     check("sft50_best_of_1_iteration_1", 50, "agentprm_1")
@@ -99,7 +107,7 @@ def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.
         table.show(console)
     said = capsys.readouterr().out
     assert "InversePRM, iteration 1" in said and "PRM of iteration 1" in said and "GRPO, equal minutes" in said
-    assert [len(table.rows) for table in shown] == [9, 3, 1, 11, 4]
+    assert [len(table.rows) for table in shown] == [11, 3, 1, 13, 4]
     written = shown[0].markdown().splitlines()
     assert written[2].startswith("| policy | success % |") and written[2].count("|") == written[3].count("|")
     assert written[4].startswith("| SFT | 0.0 ± 0.0 |") and "| grpo | 1,234 | 5.0 |" in shown[2].markdown()
