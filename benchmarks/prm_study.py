@@ -90,6 +90,10 @@ def differences(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[tu
     for c in conditions(settings, best_of):
         if c.line is not None:
             out.append((c.name, c.policy, f"{c.name}_minus_best_of_1"))
+            out += [
+                (c.name, f"{c.policy}_greedy", f"{c.name}_minus_greedy"),
+                (c.name, "sft_greedy", f"{c.name}_minus_sft_greedy"),
+            ]
             continue
         if c.policy != "sft":
             out.append((c.name, f"sft{c.mode}", f"{c.name}_minus_sft"))
@@ -243,12 +247,12 @@ def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
         for i, name in enumerate(("grpo", "grpo_minutes")):
             # Of GRPO only the end was measured, where its budget is that of all iterations.
             points = {0.0: key.format("sft"), last + 0.06 * (i + 1): key.format(name)}
-            plot(left, TITLES[name], points, color=f"C{3 + i}", linestyle=":")
+            plot(left, TITLES[name], points, color=f"C{len(ITERATED) + i}", linestyle=":")
         left.set_xticks(range(last + 1), ["SFT", *map(str, range(1, last + 1))])
         left.set_xlabel("iteration")
         for i, (line, pair) in enumerate(lines(settings).items()):
             points = {float(n): f"sft{start}_best_of_{n}_{line}" for n in study.best_of}
-            plot(right, _pair_title(*pair), points, color=f"C{5 + i}")
+            plot(right, _pair_title(*pair), points, color=f"C{len(ITERATED) + 2 + i}")
         right.set_xscale("log", base=2)
         right.set_xticks(study.best_of, list(map(str, study.best_of)))
         right.set_xlabel("N of best-of-N")

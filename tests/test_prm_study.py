@@ -75,6 +75,9 @@ def test_figures_are_means_and_paired_differences(study: Study) -> None:
     check("sft50_best_of_4_iteration_1", 50, "best_of_4_iteration_1")
     check("sft50_best_of_1_iteration_1", 50, "agentprm_1")
     check("sft50_best_of_4_sft_minus_best_of_1", 50, "best_of_4_sft", "sft")
+    check("sft50_best_of_4_iteration_3_minus_greedy", 50, "best_of_4_iteration_3", "agentprm_3_greedy")
+    check("sft50_best_of_4_iteration_3_minus_sft_greedy", 50, "best_of_4_iteration_3", "sft_greedy")
+    assert "sft50_best_of_4_iteration_1_minus_greedy" not in figures  # its greedy play is not measured
     assert figures["sft20_grpo_mean_steps"] == 10
     assert all(isinstance(value, float) for value in figures.values())
 
