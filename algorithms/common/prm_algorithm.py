@@ -54,7 +54,7 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
         on_stage: called with a stage's name and the share of it that is done.
         optimizers: what ``optimizer`` may be.
         stages_done: what is over of the running iteration: ``"validate"`` (the starting point), ``"gather"``, ``"fit"``,
-            ``"improve"``.
+            ``"search"`` where there is one, ``"improve"``.
     """
 
     optimizers: ClassVar[tuple[str, ...]] = OPTIMIZERS
