@@ -38,7 +38,7 @@ class Settings:
         inverseprm_iterations: iterations of InversePRM.
         wide_iterations: iterations of InversePRM that also plays games of which there are no demonstrations.
         gail_iterations: iterations with a one-step discriminator in its place.
-        implicit: whether GRPO on the implicit reward is run.
+        implicit: whether GRPO on the implicit reward is run; it has as many steps as the one-step discriminator.
         n_envs: episodes that GRPO plays side by side: all of an iteration.
     """
 
@@ -78,7 +78,7 @@ STARTS: dict[int, Settings] = {
         epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM_1000, wide_iterations=0, gail_iterations=0, implicit=False
     ),
 }
-#: What makes a one-step discriminator of InversePRM's Q; from each start beside its other arguments.
+#: What makes a one-step discriminator of InversePRM's Q, beside its other arguments.
 GAIL = ("gamma=0",)
 #: What makes InversePRM play as many episodes, but a third of them in the demonstrations' games; likewise.
 WIDE = ("n_repeats=1", "n_other_games=200")
@@ -187,10 +187,9 @@ def conditions(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[Con
     out = [Condition(name, name) for name in names]
     out += [Condition(f"{name}_greedy", name, greedy=True) for name in GREEDY if name in names]
     out += [Condition(f"{name}_unseen", name, split="valid_unseen") for name in UNSEEN if name in names]
-    for line, (policy, prm) in BEST_OF_LINES.items():
-        if policy in names and prm in names:
-            searched = [n for n in best_of if n > 1]  # 1 is the policy as it plays anyway
-            out += [Condition(f"best_of_{n}_{line}", policy, best_of=n, prm=prm, line=line) for n in searched]
+    searched = [n for n in best_of if n > 1]  # 1 is the policy as it plays anyway
+    for line, (policy, prm) in lines(settings).items():
+        out += [Condition(f"best_of_{n}_{line}", policy, best_of=n, prm=prm, line=line) for n in searched]
     return out
 
 

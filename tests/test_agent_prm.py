@@ -363,6 +363,8 @@ def test_the_first_prm_stays_where_no_iteration_is_better(learner: str, househol
         ({"gamma": 2}, "gamma"),
         ({"n_searched": -1}, "n_searched"),
         ({"n_searched": 4, "search_best_of": 1}, "search_best_of"),
+        ({"n_searched": 4, "imitation_coef": 0.0}, "imitation_coef"),
+        ({"n_searched": 4, "optimizer": "ppo", "value_coef": 1.0}, "ppo"),
     ],
 )
 def test_settings_out_of_range_are_refused(

@@ -207,6 +207,16 @@ def test_other_games_are_played_and_learnt_from_but_not_compared_with_the_expert
         InversePRM(learner, toy, n_other_games=-1)
 
 
+def test_where_games_of_the_demonstrations_are_missing_all_is_compared_with_the_expert(learner: str) -> None:
+    demos = [*echo_demonstrations()[:2], replace(echo_demonstrations()[2], game_id="elsewhere")]
+    toy = make_toy()
+    settings = {**SMALL_INVERSE_PRM, "n_games": len(echo_demonstrations()), "n_repeats": 1, "n_iterations": 1}
+    model: Any = InversePRM(learner, toy, demonstrations=demos, n_other_games=4, **settings)
+    model.learn(10**9)
+    played = [e.game_id for e, _ in model._learners]
+    assert len(played) == len(set(played)) == settings["n_games"] > 3
+
+
 def exact(model: Any) -> list[float]:
     """Q of going on in each room, at a discount of 0.9, under a policy's own probabilities."""
     episode = walk()

@@ -138,6 +138,12 @@ class AgentPRM(PRMAlgorithm[Experience]):
                 f"a search needs n_searched of 0 or more games and search_best_of of 2 or more draws, got {n_searched} and "
                 f"{search_best_of}"
             )
+        optimizer, imitates = kwargs.get("optimizer"), kwargs.get("imitation_coef", 1.0) > 0
+        if n_searched and (optimizer == "ppo" or not (imitates or optimizer == "imitation")):
+            raise ValueError(
+                f"what {n_searched} games of n_searched would find is only there to be imitated: set n_searched to 0, or "
+                'imitation_coef above 0 and another optimizer than "ppo"'
+            )
         if not 0 <= gae_lambda <= 1:
             raise ValueError(f"gae_lambda must be in [0, 1], got {gae_lambda}")
         if kwargs.get("optimizer") == "ppo" and not value_coef > 0:

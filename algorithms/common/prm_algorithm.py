@@ -452,10 +452,14 @@ class PRMAlgorithm(ClippedUpdates, Generic[Gathered]):
             done += 1
             self._stage(stage, done / len(tasks))
 
-        actor = self.policy.actor(venv.num_envs, temperature=self.temperature, n_candidates=n_candidates)
+        if best_of == 1:
+            actor: Any = self.policy.actor(venv.num_envs, temperature=self.temperature, n_candidates=n_candidates)
+        else:
+            actor = self.best_of_n(venv.num_envs, best_of)
+        # Where two adapters take turns, neither can be folded in.
         with self.lm.merged(POLICY) if best_of == 1 else nullcontext():
             rollouts = collect(
-                actor if best_of == 1 else self.best_of_n(venv.num_envs, best_of),
+                actor,
                 venv,
                 tasks,
                 policy_name=f"{type(self).__name__}:{self.iteration}",

@@ -356,7 +356,7 @@ def _judge(
             for piece, rows in zip(part, rows_of, strict=True):
                 piece.reference = rows
     if settings.optimizer != "imitation" and (prm.form == "log_prob" or settings.optimizer == "mpo"):
-        with lm.merged(prm.adapter):
+        with prm.lm.merged(prm.adapter):
             for part in parts:
                 logits = prm.score_all([x.episode for x in part], [x.turns for x in part])
                 for piece, opinions in zip(part, logits, strict=True):

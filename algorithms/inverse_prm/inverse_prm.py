@@ -103,7 +103,7 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             n_repeats: episodes of each.
             n_other_games: games beyond those that are played once each an iteration. The process reward is not fitted to
                 these, or it would tell the expert by the game; the policy is improved at their states, too, and imitates what
-                is like the expert there, so that it does not learn the demonstrations' games by heart.
+                is like the expert there. None are played where the environment lacks games of the demonstrations.
             gamma: discount a turn, in [0, 1]; 0 is a one-step discriminator.
             temperature: at which the policy is rolled out and sampled.
             stop_gradient: treat the next state's value as a constant in the fit. Else what the policy would do next is pushed
@@ -236,9 +236,11 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
         self._compare_with_outcomes(gathered)
 
     def _comparable(self, gathered: Sequence[Episode]) -> list[Episode]:
-        """Episodes of the demonstrations' games; all, where there are none of these."""
+        """Episodes of the demonstrations' games; all, where no others were played on purpose."""
+        if not self.n_other_games or not self._games_of(self._demonstrations()):
+            return list(gathered)
         games = {e.game_id for e in self._demonstrations()}
-        return [e for e in gathered if e.game_id in games] or list(gathered)
+        return [e for e in gathered if e.game_id in games]
 
     def _answered(self, episodes: Sequence[tuple[Episode, bool, bool]], rng: np.random.Generator) -> list[Trajectory]:
         """Episodes (each with whether it is the expert's and ended) with the policy's answers."""
