@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("agentprm_gym.games.listing",),
     ("agentprm_gym.engines",),
     ("agentprm_gym.experts",),
+    ("agentprm_gym.bench",),
     ("agentprm_gym.envs",),
     ("agentprm_gym.llm",),
     ("agentprm_gym.rewards",),
@@ -43,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "algorithms.inverse_prm",
     ),
     ("algorithms.registry",),
+    ("algorithms.bench",),
     ("algorithms.cli",),
     ("benchmarks",),
 )
