@@ -96,6 +96,27 @@ def test_best_of_n_weighs_draws_and_executes_the_best(
         assert bool(turn.reason) or not reason or turn.response.startswith("REASON:") or "ACTION" in turn.response
 
 
+def test_the_policy_weight_pulls_the_choice_towards_what_the_policy_finds_likely(
+    prm: ProcessRewardModel, household: VecEnv
+) -> None:
+    policy = LLMPolicy(household.observation_space, household.action_space, model=prm.lm.name)
+    judge = ProcessRewardModel(policy.lm, form=prm.form)
+    randomise(policy.lm, "prm", scale=0.1)
+    with torch.no_grad():
+        judge.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    for weight in (0.03, 1e6):
+        actor = BestOfNActor(policy.actor(N_ENVS), judge, N_ENVS, 6, policy_weight=weight)
+        turns = [t for e in evaluate(actor, household, games=range(3)) for t in e.turns]
+        against = 0
+        for turn in turns:
+            worth = {c["command"]: c["score"] + weight * c["log_prob"] for c in turn.candidates}
+            assert turn.command == max(worth, key=worth.__getitem__)
+            against += turn.command != max(scores_of(turn), key=scores_of(turn).__getitem__)
+        assert against  # the weight has changed some choices
+    with pytest.raises(ValueError, match="policy_weight"):
+        BestOfNActor(policy.actor(1), judge, 1, 2, policy_weight=-1.0)
+
+
 def test_long_transcripts_are_shortened_as_where_the_model_is_fitted(prm: ProcessRewardModel, tmp_path: Path) -> None:
     folder = save_random_model(tmp_path, template="full", max_context=1200)
     judge = ProcessRewardModel(LanguageModel.load(folder), form=prm.form)

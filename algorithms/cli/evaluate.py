@@ -94,6 +94,13 @@ def add_parser(verbs: Any) -> None:
         "--n", type=arguments.positive, default=8, metavar="N", help="draws a turn; breadth of look-ahead"
     )
     acting.add_argument("--depth", type=arguments.positive, default=1, metavar="K", help="steps to look ahead")
+    acting.add_argument(
+        "--policy-weight",
+        type=arguments.number(0.0),
+        default=0.0,
+        metavar="W",
+        help="best-of-n: what the policy's log-probability counts beside the PRM's score (default: 0)",
+    )
     acting.add_argument("--prm", metavar="ZIP", help="save with the process reward model (default: the policy's own)")
     arguments.add_game_options(parser, "valid_seen")
     arguments.add_env_options(parser)
@@ -183,6 +190,7 @@ def _evaluate(args: argparse.Namespace, model: str, console: Console) -> None:
         search=_search(args),
         n=args.best_of or args.n,
         depth=args.depth,
+        policy_weight=args.policy_weight,
         prm=args.prm,
         temperature=args.temperature,
         device=args.device,
@@ -328,6 +336,7 @@ def _about(args: argparse.Namespace, venv: VecEnv, model: str) -> dict[str, Any]
         "search": search,
         "n": None if search in ("none", "prm-greedy") else args.best_of or args.n,
         "depth": args.depth if search == "look-ahead" else None,
+        "policy_weight": args.policy_weight if search == "best-of-n" else None,
         "prm": args.prm,
         "action_mode": args.action_mode,
         "reason": args.reason,

@@ -23,6 +23,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from agentprm_gym.checks import check_float
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.llm.packing import TokenTree
@@ -136,11 +137,22 @@ class BestOfNActor(_WithPRM):
     """Draws N responses from a policy and executes the one that the process reward model scores highest.
 
     The draws are independent samples of the same distribution that single-sample acting uses, so duplicates occur and
-    N = 1 is that acting exactly.
+    N = 1 is that acting exactly. Equal responses compete once.
+
+    With ``policy_weight`` w the executed response is ``argmax Q(s, a) + w log pi(a|s)`` over the draws: the optimum of
+    ``E[Q] - w KL`` against a player that is sure of its choice. A process reward model that does not know where the agent has
+    been may like one command for ever, and the more draws it chooses from, the surer it finds it; the policy, which reads the
+    same transcript, then pulls it away.
     """
 
     def __init__(
-        self, policy: Sampler, prm: ProcessRewardModel, n_rows: int, n: int, cache_tokens: int | None = None
+        self,
+        policy: Sampler,
+        prm: ProcessRewardModel,
+        n_rows: int,
+        n: int,
+        cache_tokens: int | None = None,
+        policy_weight: float = 0.0,
     ) -> None:
         """Make an actor.
 
@@ -150,14 +162,16 @@ class BestOfNActor(_WithPRM):
             n_rows: how many episodes run at once, 1 or more.
             n: draws a turn, 1 or more.
             cache_tokens: tokens that the cache of ``prm`` may hold over all rows; ``None``: no limit.
+            policy_weight: w, what a nat of the policy's log-probability (at temperature 1) counts in units of Q, 0 or more;
+                choose it on held-out games.
 
         Raises:
-            ValueError: ``n`` is below 1.
+            ValueError: ``n`` is below 1, or ``policy_weight`` is negative or not finite.
         """
         if n < 1:
             raise ValueError(f"best-of-N needs N of 1 or more, got {n}")
         super().__init__(prm, n_rows, cache_tokens)
-        self.policy, self.n = policy, n
+        self.policy, self.n, self.policy_weight = policy, n, check_float("policy_weight", policy_weight, 0.0)
 
     def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
         """See :class:`Actor`."""
@@ -180,7 +194,10 @@ class BestOfNActor(_WithPRM):
         ]
         out = []
         for answers, scores in zip(drawn, self.prm_rows.score_replies(requests, replies), strict=True):
-            best = answers[int(np.argmax(scores))]
+            worth = np.array(scores)  # (n_distinct,)
+            if self.policy_weight:
+                worth = worth + self.policy_weight * np.array([a.log_prob for a in answers])
+            best = answers[int(np.argmax(worth))]
             best.candidates = [
                 candidate_row(a.command, s, a.log_prob, a.response) for a, s in zip(answers, scores, strict=True)
             ]

@@ -217,17 +217,21 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         return self.best.iteration
 
     # ------------------------------------------------------------------ acting and saving
-    def best_of_n(self, n_rows: int, n: int = 16, *, temperature: float | None = None) -> BestOfNActor:
+    def best_of_n(
+        self, n_rows: int, n: int = 16, *, temperature: float | None = None, policy_weight: float = 0.0
+    ) -> BestOfNActor:
         """BoN(pi, Q): at each turn n commands are drawn from the policy and the PRM's favourite is executed (section 2).
 
         Args:
             n_rows: how many episodes run at once.
             n: draws a turn; the paper's tables have 16.
             temperature: of the draws; the policy's own where ``None``.
+            policy_weight: what the policy's log-probability counts beside Q, see
+                :class:`~algorithms.common.acting.search.BestOfNActor`; 0 as in the paper.
         """
         chosen = self.policy.temperature if temperature is None else temperature
         policy = self.policy.actor(n_rows, temperature=chosen)
-        return BestOfNActor(policy, self.prm, n_rows, n, self.policy.cache_tokens)
+        return BestOfNActor(policy, self.prm, n_rows, n, self.policy.cache_tokens, policy_weight)
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
         """``{"policy": ..., "prm": ...}``: the policy's adapter; the PRM's adapter and head."""

@@ -107,6 +107,7 @@ def load_actor(
     search: str = "none",
     n: int = 8,
     depth: int = 1,
+    policy_weight: float = 0.0,
     prm: str | None = None,
     temperature: float = 1.0,
     device: str = "auto",
@@ -121,6 +122,7 @@ def load_actor(
         search: how a turn's command is found, one of :data:`SEARCHES` (see :mod:`algorithms.common.acting.search`).
         n: draws a turn with ``"best-of-n"`` and ``"vote"``, breadth with ``"look-ahead"``; 1 or more.
         depth: steps to look ahead, 1 or more.
+        policy_weight: with ``"best-of-n"``: what the policy's log-probability counts beside Q, 0 or more.
         prm: a zip or a run's folder with the process reward model; by default the one in ``model``.
         temperature: of sampling, 0 or more; 0 takes the likeliest command.
         device: torch device; ``"auto"`` takes a GPU where one is found.
@@ -147,10 +149,10 @@ def load_actor(
         return VoteActor(actor, n)
     if isinstance(policy, ServerPolicy):
         assert prm is not None
-        return BestOfNActor(actor, load_prm(prm), venv.num_envs, n)
+        return BestOfNActor(actor, load_prm(prm), venv.num_envs, n, policy_weight=policy_weight)
     judge = load_prm(prm or model, policy.lm)
     if search == "prm-greedy":
         return PRMGreedyActor(judge, venv.num_envs, policy.cache_tokens)
     if search == "look-ahead":
         return LookAheadActor(judge, venv.num_envs, depth=depth, breadth=n, cache_tokens=policy.cache_tokens)
-    return BestOfNActor(actor, judge, venv.num_envs, n, policy.cache_tokens)
+    return BestOfNActor(actor, judge, venv.num_envs, n, policy.cache_tokens, policy_weight)
