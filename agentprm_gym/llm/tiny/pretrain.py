@@ -12,7 +12,7 @@ import json
 import math
 import multiprocessing as mp
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import TypeAlias
@@ -22,12 +22,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from agentprm_gym.llm.prompts import PromptFormat
 from agentprm_gym.llm.tiny.corpus import corpus
 from agentprm_gym.llm.tiny.tokenizer import build_tokenizer, embedding_parts
-from agentprm_gym.llm.transcripts import encode_turns
+from agentprm_gym.llm.transcripts import TranscriptWriter
 
 #: Entity types that games may name (ALFRED's object and receptacle classes), in lower case.
 TYPES_FILE = Path(__file__).parent / "types.json"
@@ -35,6 +35,8 @@ TYPES_FILE = Path(__file__).parent / "types.json"
 Batches: TypeAlias = "Queue[list[tuple[list[int], list[float]]]]"
 #: Weight of predicting what the world says, against 1 for what the player does.
 OBSERVATION_WEIGHT = 0.3
+#: The curve of the loss has a point every so many steps.
+CURVE_STEPS = 50
 
 
 class FactorisedEmbedding(nn.Module):
@@ -74,12 +76,16 @@ def build_model(vocab_size: int, bos: int, eos: int, pad: int) -> LlamaForCausal
 
 def encoded_stream(seed: int, prompt: PromptFormat) -> Iterator[tuple[list[int], list[float]]]:
     """Token ids and loss weights of corpus episodes."""
-    for episode in corpus(seed):
-        (encoded,) = encode_turns(prompt, episode.task, episode.turns)
-        weights = [OBSERVATION_WEIGHT] * len(encoded.ids)
-        for start, end in zip(encoded.prompt_end, encoded.response_end, strict=True):
-            weights[start + 1 : end + 1] = [1.0] * (end - start)
-        yield encoded.ids, weights
+    for told in corpus(seed):
+        writer, weights = TranscriptWriter(prompt, ""), list[float]()
+        for task, turn in zip(told.tasks, told.turns, strict=True):
+            writer.task = task
+            writer.read(turn.feedback, turn.admissible_commands)
+            weights += [OBSERVATION_WEIGHT] * (len(writer.ids) - len(weights))
+            response = prompt.response_ids(turn.command)
+            writer.say(response)
+            weights += [1.0] * len(response)
+        yield writer.ids, weights
 
 
 def _produce(queue: Batches, seed: int, chunk: int) -> None:
@@ -108,7 +114,33 @@ def batches(queue: Batches, rng: np.random.Generator, tokens: int) -> Iterator[t
             yield torch.from_numpy(ids), torch.from_numpy(weights)
 
 
-def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed: int, lr: float) -> dict[str, float]:
+def _save(
+    out: Path,
+    model: LlamaForCausalLM,
+    embedding: FactorisedEmbedding,
+    tokenizer: PreTrainedTokenizerBase,
+    trained: Sequence[nn.Parameter],
+    averaged: Sequence[torch.Tensor],
+) -> None:
+    """Save the averaged weights; training goes on with its own."""
+    with torch.no_grad():
+        own = [p.detach().clone() for p in trained]
+        for p, a in zip(trained, averaged, strict=True):
+            p.copy_(a)
+        inputs = model.get_input_embeddings()
+        assert isinstance(inputs, nn.Embedding)
+        inputs.weight.copy_(embedding.weight())
+        model.tie_weights()
+        out.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        for p, mine in zip(trained, own, strict=True):
+            p.copy_(mine)
+
+
+def pretrain(
+    out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed: int, lr: float, keep_every: int = 0
+) -> dict[str, float]:
     """Train and save the model.
 
     Args:
@@ -118,6 +150,7 @@ def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed
         batch_tokens: tokens a step, padding included.
         seed: of weights and data.
         lr: peak learning rate of AdamW; matrices use Muon at ten times this.
+        keep_every: also save the model every so many steps, in folders beside the checkpoint (0: never).
 
     Returns:
         Final figures (loss, tokens seen, minutes).
@@ -135,7 +168,10 @@ def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed
         torch.optim.Muon(matrices, lr=10 * lr, weight_decay=0.0),
         torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-    averaged = [p.detach().clone() for p in [*matrices, *others]]
+    trained = [*matrices, *others]
+    averaged = [p.detach().clone() for p in trained]
+    curve: list[tuple[float, float, float]] = []  # million tokens; mean loss of command tokens, and of all others
+    recent: list[tuple[float, float]] = []
     queue: Batches = mp.get_context("spawn").Queue(maxsize=4)
     producer = mp.get_context("spawn").Process(target=_produce, args=(queue, seed, 512), daemon=True)
     producer.start()
@@ -162,33 +198,29 @@ def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed
             losses = nn.functional.cross_entropy(logits, ids[:, 1:][keep], reduction="none")
             loss = (losses * w[keep]).sum() / w.sum()
             loss.backward()
-            nn.utils.clip_grad_norm_([*matrices, *others], 1.0)
+            chosen = w[keep] == 1.0
+            recent.append((losses[chosen].mean().item(), losses[~chosen].mean().item()))
+            nn.utils.clip_grad_norm_(trained, 1.0)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             decay = min(0.998, step / (step + 100))
             with torch.no_grad():
-                torch._foreach_lerp_(averaged, [p.detach() for p in [*matrices, *others]], 1 - decay)
+                torch._foreach_lerp_(averaged, [p.detach() for p in trained], 1 - decay)
             seen += int(keep.sum())
             loss_mean = loss.item() if math.isnan(loss_mean) else 0.98 * loss_mean + 0.02 * loss.item()
             progress.update(
                 bar, completed=done, description=f"pretraining  loss {loss_mean:.3f}  {seen / 1e6:.1f} M tokens"
             )
-            if step % 200 == 0:
-                console.print(
-                    f"step {step}  loss {loss_mean:.4f}  {seen / 1e6:.2f} M tokens  {time.time() - started:.0f} s"
-                )
+            if (step + 1) % CURVE_STEPS == 0:
+                commands, rest = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+                curve.append((round(seen / 1e6, 3), round(commands, 4), round(rest, 4)))
+                recent.clear()
+                console.print(f"step {step + 1}  {curve[-1]}  {time.time() - started:.0f} s")
+            if keep_every and (step + 1) % keep_every == 0:
+                _save(out / f"step_{step + 1}", model, embedding, tokenizer, trained, averaged)
     producer.terminate()
-    with torch.no_grad():
-        for p, a in zip([*matrices, *others], averaged, strict=True):
-            p.copy_(a)
-        inputs = model.get_input_embeddings()
-        assert isinstance(inputs, nn.Embedding)
-        inputs.weight.copy_(embedding.weight())
-    model.tie_weights()
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    _save(out, model, embedding, tokenizer, trained, averaged)
     figures = {
         "loss": loss_mean,
         "million_tokens": seen / 1e6,
@@ -198,6 +230,7 @@ def pretrain(out: Path, *, minutes: float, n_steps: int, batch_tokens: int, seed
     recipe = {
         "seed": seed, "lr": lr, "batch_tokens": batch_tokens, "observation_weight": OBSERVATION_WEIGHT,
         "command": f"python -m agentprm_gym.llm.tiny.pretrain --seed {seed} --steps {step}", "figures": figures,
+        "curve": curve,
     }  # fmt: skip
     (out / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     return figures
@@ -208,15 +241,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="folder for the checkpoint")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after this long (0: after --steps)")
-    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=6300, help="optimizer steps")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep-every", type=int, default=0, help="also save every so many steps (0: never)")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     figures = pretrain(
-        args.out, minutes=args.minutes, n_steps=args.steps, batch_tokens=args.batch_tokens, seed=args.seed, lr=args.lr
+        args.out,
+        minutes=args.minutes,
+        n_steps=args.steps,
+        batch_tokens=args.batch_tokens,
+        seed=args.seed,
+        lr=args.lr,
+        keep_every=args.keep_every,
     )
     print(figures)
 

@@ -33,7 +33,7 @@ WORDS = (
     "go to", "take", "from", "move", "to", "open", "close", "use", "heat", "cool", "clean", "slice", "with",
     "examine", "inventory", "look", "help", "hot", "two", ";", ">", ":", "see", "nothing", "closed", "ok", "fail",
     "carry", "facing", "next", "special", "normal", "sliced", "cold", "commands", "put", "off",
-    "task", "action", "reason", "say",
+    "task", "action", "reason", "say", "please", "again", "wrong", "found", "done",
 )  # fmt: skip
 
 _ENTITY = r"[a-z]+ [0-9]+"
@@ -46,14 +46,15 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"\ba ([a-z]+) [0-9]+\K(?:,(?: and)? a \1 [0-9]+)+(?=[^.]*\. your task)", " "),
     (r"your task is to: [^.\n]*\.", " "),
     # --- acknowledgements and echoes of the command ---
-    (rf"you arrive at {_ENTITY}\.", " "),
+    (rf"you arrive at (?:{_ENTITY}|loc [0-9]+)\.", " "),
     (rf"the {_ENTITY} is closed\.", "closed"),
     (rf"you open the {_ENTITY}\.", " "),
     (rf"the {_ENTITY} is open\. in it, you see", "see"),
     (rf"on the {_ENTITY}, you see", "see"),
     (rf"you close the {_ENTITY}\.", "ok"),
     (rf"you pick up the {_ENTITY} from the {_ENTITY}\.", "ok"),
-    (rf"you move the {_ENTITY} to the {_ENTITY}\.", "ok"),
+    (rf"you (?:move|put) the {_ENTITY} (?:to|in/on) the {_ENTITY}\.", "ok"),
+    (r"\b(?:in/on)\b", "to"),
     (rf"you (?:heat|cool|clean) the {_ENTITY} using the {_ENTITY}\.", "ok"),
     (rf"you turn on the {_ENTITY}\.", "ok"),
     (r"nothing happens\.", "fail"),
