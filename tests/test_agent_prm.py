@@ -204,6 +204,27 @@ def test_the_relative_loss_by_hand() -> None:
     assert (float(pairs - plain), n_pairs) == (pytest.approx(2 * 0.8 * math.log(4 / 3), abs=1e-6), 1)
 
 
+def test_the_loss_over_a_list_by_hand_and_where_it_is_smallest() -> None:
+    # Q = .5 and .75, targets .2 and .3, tau .1: a divergence of softmax(5, 7.5) from softmax(2, 3).
+    logits, targets, visits = (
+        [torch.tensor([0.0, math.log(3.0)])],
+        [torch.tensor([0.2, 0.3])],
+        [torch.tensor([1.0, 3.0])],
+    )
+    plain, _, _ = prm_loss(logits, targets, visits, rank_coef=0.0)
+    listed, _, n = prm_loss(logits, targets, visits, 0.5, 0.1)
+    p, q = (1 / (1 + math.exp(-x)) for x in (1.0, 2.5))  # of the second command: wanted, given
+    divergence = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert (float(listed - plain), n) == (pytest.approx(0.5 * 2.0 * divergence, rel=1e-5), 1)  # 2: the mean weight
+
+    z = torch.logit(targets[0]).requires_grad_()
+    loss, _, _ = prm_loss([z], targets, visits, 1.0, 0.02)
+    loss.backward()
+    torch.testing.assert_close(z.grad, torch.zeros(2), atol=1e-5, rtol=0)  # both losses are smallest at Q = Q-hat
+    alone, _, n = prm_loss([torch.zeros(1)], [torch.ones(1)], [torch.ones(1)], 1.0, 0.02)
+    assert (float(alone), n) == (pytest.approx(math.log(2)), 0)  # one command is no list
+
+
 @pytest.mark.parametrize(("count_weight", "ratio"), [("visits", 9.0), ("sqrt", 3.0), ("equal", 1.0)])
 def test_what_a_target_counts(learner: str, count_weight: str, ratio: float) -> None:
     """Two labels of one state, nine visits and one, pull a PRM that cannot tell them apart to their weighted mean."""

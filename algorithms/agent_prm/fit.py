@@ -2,7 +2,13 @@
 
 Formula (section 2, stage 2): soft binary cross-entropy ``-[q log Q + (1 - q) log(1 - Q)]`` with ``q = Q-hat(s, a)`` and
 ``Q = sigmoid(logit)``. The PRM is only asked to rank the commands *of one state*, so a relative loss within the state stands
-beside it: ``-log sigmoid(z_better - z_worse)``, weighted by the gap of the targets; ``rank_coef=0`` leaves the paper's loss.
+beside it; ``rank_coef=0`` leaves the paper's loss. There are two:
+
+* ``"pairs"``: ``-log sigmoid(z_better - z_worse)`` over pairs whose targets are at least :data:`MIN_GAP` apart, weighted by the
+  gap. It suits outcomes of single rollouts, which differ by much and are noisy.
+* ``"list"``: divergence of ``softmax(Q / tau)`` from ``softmax(Q-hat / tau)`` over the state's labelled commands. Their values
+  often differ by one discount only, the action gap; with tau near that gap the loss sees it. Both it and the cross-entropy of
+  each command are smallest at ``Q = Q-hat``. It suits targets with little noise.
 """
 
 from __future__ import annotations
@@ -69,7 +75,8 @@ class FitStage(FitOptions):
                 batch_loss = 0.0
                 for part in pieces(batch, micro_batch_size):
                     logits, targets, weights = forward(prm, part, self.count_weight)
-                    loss, _, _ = prm_loss(logits, targets, weights, self.rank_coef)
+                    tau = self.rank_scale if self.rank_loss == "list" else None
+                    loss, _, _ = prm_loss(logits, targets, weights, self.rank_coef, tau)
                     (loss / weight).backward()
                     batch_loss += loss.item() / weight
                 updater.step()
@@ -79,7 +86,11 @@ class FitStage(FitOptions):
 
 
 def prm_loss(
-    logits: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], rank_coef: float
+    logits: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    weights: Sequence[torch.Tensor],
+    rank_coef: float,
+    rank_scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The two losses, summed.
 
@@ -88,14 +99,24 @@ def prm_loss(
         targets: for each state (n_commands,), in [0, 1].
         weights: for each state (n_commands,), what each target counts. With the number of visits, the cross-entropy equals
             training on every visit by itself.
-        rank_coef: weight of the relative loss over pairs whose targets are at least :data:`MIN_GAP` apart.
+        rank_coef: weight of the relative loss.
+        rank_scale: tau of the relative loss over lists; ``None``: the one over pairs.
 
     Returns:
-        ``(loss_sum, weight_sum, n_pairs)``: divide the first by the second.
+        ``(loss_sum, weight_sum, n_compared)``: divide the first by the second; the third is the number of pairs that were
+        compared, or of lists.
     """
     flat, q, n = torch.cat(list(logits)), torch.cat(list(targets)), torch.cat(list(weights))  # each (N,)
     loss = (functional.binary_cross_entropy_with_logits(flat, q, reduction="none") * n).sum()
     n_pairs = 0
+    if rank_coef > 0 and rank_scale is not None:
+        for z, y, w in zip(logits, targets, weights, strict=True):
+            if len(z) > 1:
+                n_pairs += 1
+                wanted = torch.softmax(y / rank_scale, 0)  # (n_commands,)
+                given = torch.log_softmax(torch.sigmoid(z) / rank_scale, 0)  # (n_commands,)
+                loss = loss - rank_coef * w.mean() * (wanted * (given - torch.log(wanted.clamp_min(1e-12)))).sum()
+        return loss, n.sum(), n_pairs
     for z, y in zip(logits, targets, strict=True) if rank_coef > 0 else ():
         gap = y[:, None] - y[None, :]  # (n_commands, n_commands)
         better = gap >= MIN_GAP

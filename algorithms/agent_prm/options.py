@@ -16,6 +16,9 @@ from algorithms.common.prm.options import INITS
 #: How much a target counts by the number of its visits.
 COUNT_WEIGHTS = ("visits", "sqrt", "equal")
 
+#: Relative losses within a state.
+RANK_LOSSES = ("pairs", "list")
+
 #: The paper's recipe, for :meth:`AgentPRM.paper`.
 PAPER: dict[str, dict[str, Any]] = {
     "rollout": {
@@ -83,6 +86,8 @@ class FitOptions:
         discount: of the targets, one of :data:`~algorithms.agent_prm.targets.DISCOUNTS`.
         reward_range: of the targets, one of :data:`~algorithms.agent_prm.targets.REWARD_RANGES`.
         rank_coef: weight of the relative loss, 0 or more.
+        rank_loss: the relative loss within a state, ``"pairs"`` or ``"list"``, see :mod:`algorithms.agent_prm.fit`.
+        rank_scale: with ``"list"``: tau, which gap of values counts, above 0.
         count_weight: what a target counts: its ``"visits"``, their ``"sqrt"``, or ``"equal"``.
         aggregate: fit to the rollouts of all iterations instead of the last one's; Q of past policies is then mixed in.
     """
@@ -96,6 +101,8 @@ class FitOptions:
     discount: str = "to_go"
     reward_range: str = "unit"
     rank_coef: float = 1.0
+    rank_loss: str = "pairs"
+    rank_scale: float = 0.05
     count_weight: str = "visits"
     aggregate: bool = False
 
@@ -105,8 +112,8 @@ class FitOptions:
         check_fields(
             "prm",
             self,
-            choices={**names, "reward_range": REWARD_RANGES},
+            choices={**names, "reward_range": REWARD_RANGES, "rank_loss": RANK_LOSSES},
             ints={"n_epochs": 1, "batch_size": 1},
             floats={"rank_coef": 0.0},
-            positive=("learning_rate",),
+            positive=("learning_rate", "rank_scale"),
         )
