@@ -118,6 +118,16 @@ class SearchExpert:
         self._unfit: set[tuple[str, str]] = set()  # (class of thing, receptacle that takes none)
         self._command: str | None = None
 
+    def copy(self) -> SearchExpert:
+        """Return an expert that remembers the same, and that goes on by itself; with noise, both draw from one source."""
+        twin = SearchExpert(self._rng, self.noise)
+        twin._receptacles = dict(self._receptacles)
+        twin._contents = {r: list(inside) for r, inside in self._contents.items()}
+        twin._searched, twin._refused, twin._unfit = set(self._searched), set(self._refused), set(self._unfit)
+        twin._treated.update({o: set(done) for o, done in self._treated.items()})
+        twin._command = self._command
+        return twin
+
     def executed(self, command: str) -> None:
         """Tell the expert which command was executed, where it was not the one that :meth:`act` gave.
 
