@@ -1,0 +1,186 @@
+"""The ``fair`` value of a command: for a player who knows only what the transcript showed.
+
+With worlds w_1 ... w_K that are drawn from what such a player may believe (:mod:`agentprm_gym.bench.belief`), the same K for all
+commands of a state,
+
+    fair(s, a) = 1/K * sum over k of R(w_k, a),    R(w, a) = GAMMA ** n(w, a),  or 0 where n(w, a) > LIMIT,
+
+where n(w, a) is the number of commands that the searching expert needs to win behind ``a`` in the world w; 0 where ``a`` itself
+wins. The expert (:class:`agentprm_gym.experts.SearchExpert`, without noise) has read the whole transcript. So R is counted as the
+``oracle`` label counts: it is GAMMA ** (cost to go) with the expert's commands in place of the shortest plan's.
+
+The standard error is that of a mean of K independent worlds, ``std(R, ddof=1) / sqrt(K)``. Since all commands share the worlds, a
+difference of two commands has a smaller one; :func:`fair_returns` gives the single returns for it. Where the objects that the
+goal names can lie in at most K ways, all these are used instead, with their exact probabilities, and the value is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from math import inf, sqrt
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from agentprm_gym.bench.belief import Belief, World
+from agentprm_gym.bench.states import BenchState, Labels
+from agentprm_gym.engines.base import Frame
+from agentprm_gym.engines.native import NativeEngine
+from agentprm_gym.experts.costs import Costs
+from agentprm_gym.experts.search import SearchExpert
+from agentprm_gym.games.game import Game
+
+#: The discount of all labels, per command.
+GAMMA = 0.95
+#: The searching expert has this many commands to win behind the command that is valued.
+LIMIT = 50
+#: The number of worlds behind a value.
+N_WORLDS = 32
+
+
+class FairReturns(NamedTuple):
+    """The returns behind the values of a state's A commands.
+
+    Attributes:
+        returns: (W, A), in [0, 1]: of each command in each of W different worlds.
+        weights: (W,), they add up to 1: the share of each world.
+        n: the number of drawn worlds; 0 where the worlds are all that there are, and the weights their exact probabilities.
+        choice: the command that the searching expert gives in this state.
+    """
+
+    returns: npt.NDArray[np.float64]
+    weights: npt.NDArray[np.float64]
+    n: int
+    choice: str
+
+    def labels(self) -> Labels:
+        """Return the weighted means and their standard errors."""
+        mean = self.weights @ self.returns
+        values = tuple(float(v) for v in np.clip(mean, 0.0, 1.0))
+        if not self.n:
+            return Labels(values=values)
+        variance = self.weights @ (self.returns - mean) ** 2 / (self.n - 1)
+        return Labels(values=values, stderr=tuple(float(sqrt(v)) for v in variance), n=self.n)
+
+
+def state_rng(state: BenchState, seed: int) -> np.random.Generator:
+    """Return the random stream of a state: it depends on its id and the seed, not on other states."""
+    digest = hashlib.sha256(state.state_id.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+def fair_labels(
+    game: Game,
+    state: BenchState,
+    n_worlds: int = N_WORLDS,
+    seed: int = 0,
+    *,
+    gamma: float = GAMMA,
+    limit: int = LIMIT,
+    exhaustive: bool = True,
+) -> Labels:
+    """Return the ``fair`` values of a state's commands; see the head of this file for the formula.
+
+    Args:
+        game: the game of the state, in the wording of its history.
+        state: the state; its task has to be one of ALFWorld's own sentences, which the searching expert reads.
+        n_worlds: K, 2 or more.
+        seed: together with the state's id it determines all draws.
+        gamma: the discount, above 0 and at most 1.
+        limit: the searching expert has this many commands to win behind the valued one; 0 or more.
+        exhaustive: use all worlds with their probabilities where there are at most ``n_worlds``; they count as different only in
+            what the goal names. ``False`` draws also there.
+
+    Returns:
+        The values in the order of ``state.commands``. Without standard errors where they are exact.
+
+    Raises:
+        ValueError: the history is not one of this game, the task is in a person's words, or a number is out of its range.
+        UnsupportedGameError: only the stock engine plays the game.
+    """
+    return fair_returns(game, state, n_worlds, seed, gamma=gamma, limit=limit, exhaustive=exhaustive).labels()
+
+
+def fair_returns(
+    game: Game,
+    state: BenchState,
+    n_worlds: int = N_WORLDS,
+    seed: int = 0,
+    *,
+    gamma: float = GAMMA,
+    limit: int = LIMIT,
+    exhaustive: bool = True,
+) -> FairReturns:
+    """Return the single returns that :func:`fair_labels` averages, and the searching expert's choice.
+
+    Arguments and errors are those of :func:`fair_labels`.
+    """
+    if n_worlds < 2:
+        raise ValueError(f"expected n_worlds of at least 2, got {n_worlds}")
+    if not 0.0 < gamma <= 1.0:
+        raise ValueError(f"expected gamma above 0 and at most 1, got {gamma}")
+    if limit < 0:
+        raise ValueError(f"expected a limit of 0 or more commands, got {limit}")
+    expert, choice = read_transcript(state)
+    belief, rng = Belief(game, state.history), state_rng(state, seed)
+    exact = exhaustive and belief.n_relevant <= n_worlds
+    worlds = belief.every(rng) if exact else belief.draw_distinct(n_worlds, rng)
+    player = _Player(game, state, expert, limit)
+    steps = np.array([[player.steps(world, command) for command in state.commands] for world in worlds])
+    return FairReturns(
+        np.where(np.isfinite(steps), gamma**steps, 0.0),
+        np.array([world.weight for world in worlds]),
+        0 if exact else n_worlds,
+        choice,
+    )
+
+
+def read_transcript(state: BenchState) -> tuple[SearchExpert, str]:
+    """Let a searching expert read a state's history.
+
+    Returns:
+        The expert, and the command that it gives in the state.
+
+    Raises:
+        ValueError: the task is not one of ALFWorld's own sentences.
+    """
+    expert, choice = SearchExpert(), ""
+    for turn in state.history:
+        _, choice = expert.act(state.task, turn.feedback, turn.admissible_commands)
+        if turn is not state.history[-1]:
+            expert.executed(turn.command)
+    return expert, choice
+
+
+class _Player:
+    """Plays commands and the searching expert behind them, in many worlds of a game."""
+
+    def __init__(self, game: Game, state: BenchState, expert: SearchExpert, limit: int) -> None:
+        self._task, self._expert, self._limit = state.task, expert, limit
+        self._engine = NativeEngine()
+        self._engine.reset(game)
+        self._costs = Costs(game)
+
+    def steps(self, world: World, command: str) -> float:
+        """Return how many commands the expert needs behind a command, or infinity where it does not win in time."""
+        self._engine.restore(world.now)
+        frame = self._engine.step(command)
+        after = self._engine.snapshot()
+        # Nobody wins from a dead end, so nobody has to try.
+        if self._costs.cost(self._costs.read(after), after.location) > self._limit:
+            return inf
+        expert = self._expert.copy()
+        expert.executed(command)
+        return self._play(expert, frame)
+
+    def _play(self, expert: SearchExpert, frame: Frame) -> float:
+        for n in range(self._limit + 1):
+            if frame.won:
+                return n
+            if n < self._limit:
+                _, command = expert.act(self._task, frame.feedback, frame.admissible_commands)
+                frame = self._engine.step(command)
+        return inf
+
+
