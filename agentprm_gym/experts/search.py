@@ -79,10 +79,13 @@ def read_task(task: str) -> TaskGoal:
     )
 
 
+# Names recur by the million where many rollouts are played, so their parts are kept, as are the views of equal commands.
+@lru_cache(maxsize=4096)
 def _type(name: str) -> str:
     return name.rsplit(" ", 1)[0]
 
 
+@lru_cache(maxsize=4096)
 def _number(name: str) -> int:
     return int(name.rsplit(" ", 1)[1])
 
@@ -153,7 +156,7 @@ class SearchExpert:
         if not admissible_commands:
             raise ValueError("expected at least one admissible command, got none")
         goal = read_task(task)
-        view = _View(admissible_commands)
+        view = _view(tuple(admissible_commands))
         self._see(feedback, view)
         reason, command = self._choose(goal, view)
         self._command = command
@@ -376,3 +379,9 @@ class _View:
                 self.uses.append(command)
             elif verb == "open":
                 self.openable_here.append(rest)
+
+
+@lru_cache(maxsize=2048)
+def _view(commands: tuple[str, ...]) -> _View:
+    """Return the view of these commands; nobody changes it."""
+    return _View(commands)
