@@ -179,7 +179,8 @@ class Belief:
     def draw_distinct(self, n: int, rng: np.random.Generator) -> list[World]:
         """Draw n worlds and merge those that agree about the objects that the goal names; their weights add up.
 
-        Worlds that differ only in other objects are the same to whoever looks only for what the goal names.
+        Worlds that differ only in other objects are the same to whoever looks only for what the goal names. So these others are
+        drawn once for all n worlds, which makes what is seen in the worlds as equal as it can be.
 
         Args:
             n: how many to draw, 1 or more.
@@ -189,13 +190,13 @@ class Belief:
             At most n worlds, in the order of their first draw, with weights that are multiples of 1 / n.
         """
         counts = Counter(self._draw_relevant(n, rng))
-        rest = self._draw_rest(len(counts), rng)
-        return [self._world(row, other, count / n) for (row, count), other in zip(counts.items(), rest, strict=True)]
+        rest = next(self._draw_rest(1, rng))
+        return [self._world(row, rest, count / n) for row, count in counts.items()]
 
     def every(self, rng: np.random.Generator) -> list[World]:
         """Return all worlds that differ in the objects that the goal names; weights are exact probabilities.
 
-        The other objects, which make no difference, are drawn once for each world. There are :attr:`n_relevant` worlds or
+        The other objects, which make no difference, are drawn once for all worlds. There are :attr:`n_relevant` worlds or
         fewer: ask before, since these can be many.
 
         Args:
@@ -204,8 +205,8 @@ class Belief:
         choices = [range(len(self.allowed[o])) for o in self.relevant]
         rows = [row for row in product(*choices) if not self._won_at_start(row)]
         weights = [prod(float(self.chances[o][i]) for o, i in zip(self.relevant, row, strict=True)) for row in rows]
-        rest, total = self._draw_rest(len(rows), rng), sum(weights)
-        return [self._world(row, other, w / total) for row, other, w in zip(rows, rest, weights, strict=True)]
+        rest, total = next(self._draw_rest(1, rng)), sum(weights)
+        return [self._world(row, rest, w / total) for row, w in zip(rows, weights, strict=True)]
 
     # The prior --------------------------------------------------------------------------------
 

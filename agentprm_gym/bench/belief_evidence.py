@@ -130,5 +130,3 @@ def usual(game: Game) -> Names:
         for o in inside
         if r in game.receptacles and game.locations.get(o) == (game.receptacles[r],)
     )
-
-

@@ -153,14 +153,34 @@ def read_transcript(state: BenchState) -> tuple[SearchExpert, str]:
     return expert, choice
 
 
+class _Node:
+    """What the searching expert remembers at a point of its play, and what it has said there.
+
+    Attributes:
+        expert: its memory.
+        command: what it said last.
+        next: the points that follow, by what the game shows.
+    """
+
+    __slots__ = ("command", "expert", "next")
+
+    def __init__(self, expert: SearchExpert, command: str) -> None:
+        self.expert, self.command = expert, command
+        self.next: dict[tuple[str, tuple[str, ...]], _Node] = {}
+
+
 class _Player:
-    """Plays commands and the searching expert behind them, in many worlds of a game."""
+    """Plays commands and the searching expert behind them, in many worlds of a game.
+
+    The expert knows only what is shown. As long as two worlds show the same, it is asked once for both.
+    """
 
     def __init__(self, game: Game, state: BenchState, expert: SearchExpert, limit: int) -> None:
         self._task, self._expert, self._limit = state.task, expert, limit
         self._engine = NativeEngine()
         self._engine.reset(game)
         self._costs = Costs(game)
+        self._roots: dict[str, _Node] = {}
 
     def steps(self, world: World, command: str) -> float:
         """Return how many commands the expert needs behind a command, or infinity where it does not win in time."""
@@ -170,17 +190,22 @@ class _Player:
         # Nobody wins from a dead end, so nobody has to try.
         if self._costs.cost(self._costs.read(after), after.location) > self._limit:
             return inf
-        expert = self._expert.copy()
-        expert.executed(command)
-        return self._play(expert, frame)
+        node = self._roots.get(command)
+        if node is None:
+            expert = self._expert.copy()
+            expert.executed(command)
+            node = self._roots[command] = _Node(expert, command)
+        return self._play(node, frame)
 
-    def _play(self, expert: SearchExpert, frame: Frame) -> float:
-        for n in range(self._limit + 1):
+    def _play(self, node: _Node, frame: Frame) -> float:
+        for n in range(self._limit):
             if frame.won:
                 return n
-            if n < self._limit:
-                _, command = expert.act(self._task, frame.feedback, frame.admissible_commands)
-                frame = self._engine.step(command)
-        return inf
-
-
+            shown = (frame.feedback, frame.admissible_commands)
+            after = node.next.get(shown)
+            if after is None:
+                expert = node.expert.copy()
+                after = node.next[shown] = _Node(expert, expert.act(self._task, *shown)[1])
+            node = after
+            frame = self._engine.step(node.command)
+        return self._limit if frame.won else inf
