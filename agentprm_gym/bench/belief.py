@@ -1,16 +1,16 @@
 """Worlds that a player may believe to be in: the hidden objects are drawn anew, and all that the transcript showed stays.
 
-**The prior.** A game's receptacles and its catalogue of objects (their names, so their types and numbers, and their properties)
-are taken as known. What is hidden is where the objects lie. Each object ``o`` of the catalogue lies in one receptacle ``h(o)``, and
-independently of each other
+**The prior.** A game's receptacles and its catalogue of objects (their names, so their types and numbers, and their
+properties) are taken as known. What is hidden is where the objects lie. Each object ``o`` of the catalogue lies in one
+receptacle ``h(o)``, and independently of each other
 
     P(h(o) = r)  is proportional to  holding_rate(type of o, type of r, number of receptacles of this type)
 
 (:func:`agentprm_gym.games.prior.holding_rate`: totals over the real train games, shared among receptacles of one type, and a
 tiny rate for pairs that never occur). The game is not won at its start.
 
-**The posterior** is the prior, restricted to the worlds that show the transcript to the letter. What a transcript tells is a set of
-receptacles for each object (:mod:`agentprm_gym.bench.belief_evidence`), so
+**The posterior** is the prior, restricted to the worlds that show the transcript to the letter. What a transcript tells is a
+set of receptacles for each object (:mod:`agentprm_gym.bench.belief_evidence`), so
 
     P(h | transcript)  is proportional to  [h is not won at the start] * product over unseen o of [h(o) in A(o)] * P(h(o)),
 
@@ -18,14 +18,14 @@ where A(o) are the receptacles in which ``o`` can still be. It is sampled by dra
 distribution. A draw that is won at the start is drawn again, all its objects of the goal's type. Each drawn world then replays
 the transcript, and a difference of a single letter is an error.
 
-**What is assumed beyond that.** From the game itself, so in favour of the player, come: the catalogue (how many mugs the room has);
-the conditions of objects at the start (some lie cool in the fridge); which receptacles are reached from one location; what is inside
-of a bowl. In the games some 2 % of the objects are in several receptacles at once. An object that was seen is only where it was
-seen; one that was not seen is in one receptacle. That is the limit of a prior in which each further receptacle has a vanishing
-probability. In the rare case that no single receptacle explains what was shown, the object keeps the receptacles that it has.
-An unseen object stands at the location of its receptacle; where that is not so in the game (0.4 % of the objects of the real
-games, and none of the generated ones), it keeps its location, which only decides where it can be sliced. That some receptacles
-hold one thing at a time, and that things stand in company, is not modelled.
+**What is assumed beyond that.** From the game itself, so in favour of the player, come: the catalogue (how many mugs the room
+has); the conditions of objects at the start (some lie cool in the fridge); which receptacles are reached from one location;
+what is inside of a bowl. In the games some 2 % of the objects are in several receptacles at once. An object that was seen is
+only where it was seen; one that was not seen is in one receptacle. That is the limit of a prior in which each further
+receptacle has a vanishing probability. In the rare case that no single receptacle explains what was shown, the object keeps
+the receptacles that it has. An unseen object stands at the location of its receptacle. Where that is not so in the game (1 of
+250 objects in real games, none in generated ones), it keeps its location, which only decides where it can be sliced. That some
+receptacles hold one thing at a time, and that things stand in company, is not modelled.
 """
 
 from __future__ import annotations
@@ -239,8 +239,8 @@ class Belief:
         """For "two in one place": which of the unseen objects count, and what place each of their receptacles is.
 
         Returns:
-            For each such object its number in ``relevant``, and for each receptacle allowed to it the number of the place, or -1
-            where it is none.
+            For each such object its number in ``relevant``, and for each receptacle allowed to it the number of the place, or
+            -1 where it is none.
         """
         game = self._game
         if game.goal.kind != "place_two":
@@ -337,7 +337,8 @@ def consistent_worlds(game: Game, turns: Sequence[Turn], n: int, rng: np.random.
 def _choose(rng: np.random.Generator, chances: npt.NDArray[np.float64], n: int) -> npt.NDArray[np.int64]:
     """Draw n indices."""
     edges = np.cumsum(chances)
-    return np.minimum(np.searchsorted(edges, rng.random(n) * edges[-1], side="right"), len(chances) - 1)
+    drawn = np.searchsorted(edges, rng.random(n) * edges[-1], side="right")
+    return np.asarray(np.minimum(drawn, len(chances) - 1), dtype=np.int64)
 
 
 def _type(name: str) -> str:

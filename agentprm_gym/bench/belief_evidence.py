@@ -7,8 +7,8 @@ receptacles:
 - A text that lists a receptacle without the object.
 - With an empty hand, all things that can be taken here have a command, also in a neighbour of the receptacle that was gone to.
   A closed door hides them.
-- Whatever can be turned on here has a command "use ...", also behind a closed door. With a knife in hand, whatever can be sliced
-  here has a command "slice ...", also behind a closed door.
+- Whatever can be turned on here has a command "use ...", also behind a closed door. With a knife in hand, whatever can be
+  sliced here has a command "slice ...", also behind a closed door.
 """
 
 from __future__ import annotations

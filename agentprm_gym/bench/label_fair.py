@@ -1,17 +1,19 @@
 """The ``fair`` value of a command: for a player who knows only what the transcript showed.
 
-With worlds w_1 ... w_K that are drawn from what such a player may believe (:mod:`agentprm_gym.bench.belief`), the same K for all
-commands of a state,
+With worlds w_1 ... w_K that are drawn from what such a player may believe (:mod:`agentprm_gym.bench.belief`), the same K for
+all commands of a state,
 
     fair(s, a) = 1/K * sum over k of R(w_k, a),    R(w, a) = GAMMA ** n(w, a),  or 0 where n(w, a) > LIMIT,
 
-where n(w, a) is the number of commands that the searching expert needs to win behind ``a`` in the world w; 0 where ``a`` itself
-wins. The expert (:class:`agentprm_gym.experts.SearchExpert`, without noise) has read the whole transcript. So R is counted as the
-``oracle`` label counts: it is GAMMA ** (cost to go) with the expert's commands in place of the shortest plan's.
+where n(w, a) is the number of commands that the searching expert needs to win behind ``a`` in the world w; 0 where ``a``
+itself wins. The expert (:class:`agentprm_gym.experts.SearchExpert`, without noise) has read the whole transcript. So R is
+counted as the ``oracle`` label counts: it is GAMMA ** (cost to go) with the expert's commands in place of the shortest
+plan's.
 
-The standard error is that of a mean of K independent worlds, ``std(R, ddof=1) / sqrt(K)``. Since all commands share the worlds, a
-difference of two commands has a smaller one; :func:`fair_returns` gives the single returns for it. Where the objects that the
-goal names can lie in at most K ways, all these are used instead, with their exact probabilities, and the value is exact.
+The standard error is that of a mean of K independent worlds, ``std(R, ddof=1) / sqrt(K)``. Since all commands share the
+worlds, a difference of two commands has a smaller one; :func:`fair_returns` gives the single returns for it. Where the
+objects that the goal names can lie in at most K ways, all these are used instead, with their exact probabilities, and the
+value is exact.
 """
 
 from __future__ import annotations
@@ -64,10 +66,9 @@ class FairReturns(NamedTuple):
         return Labels(values=values, stderr=tuple(float(sqrt(v)) for v in variance), n=self.n)
 
 
-def state_rng(state: BenchState, seed: int) -> np.random.Generator:
-    """Return the random stream of a state: it depends on its id and the seed, not on other states."""
-    digest = hashlib.sha256(state.state_id.encode()).digest()
-    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+def state_entropy(state: BenchState) -> int:
+    """Return 64 bits of a state's id, so that its random streams do not depend on other states."""
+    return int.from_bytes(hashlib.sha256(state.state_id.encode()).digest()[:8], "big")
 
 
 def fair_labels(
@@ -89,8 +90,8 @@ def fair_labels(
         seed: together with the state's id it determines all draws.
         gamma: the discount, above 0 and at most 1.
         limit: the searching expert has this many commands to win behind the valued one; 0 or more.
-        exhaustive: use all worlds with their probabilities where there are at most ``n_worlds``; they count as different only in
-            what the goal names. ``False`` draws also there.
+        exhaustive: use all worlds with their probabilities where there are at most ``n_worlds``; they count as different only
+            in what the goal names. ``False`` draws also there.
 
     Returns:
         The values in the order of ``state.commands``. Without standard errors where they are exact.
@@ -123,7 +124,7 @@ def fair_returns(
     if limit < 0:
         raise ValueError(f"expected a limit of 0 or more commands, got {limit}")
     expert, choice = read_transcript(state)
-    belief, rng = Belief(game, state.history), state_rng(state, seed)
+    belief, rng = Belief(game, state.history), np.random.default_rng([seed, state_entropy(state)])
     exact = exhaustive and belief.n_relevant <= n_worlds
     worlds = belief.every(rng) if exact else belief.draw_distinct(n_worlds, rng)
     player = _Player(game, state, expert, limit)

@@ -1,7 +1,7 @@
 """The three labels of a state's commands: ``oracle``, ``fair`` and ``on_policy``.
 
-All three are a value Q(s, a) in [0, 1], counted in the same way: a win that follows n commands behind ``a`` is worth ``GAMMA ** n``,
-so 1 where ``a`` itself wins, and 0 where no win follows.
+All three are a value Q(s, a) in [0, 1], counted in the same way: a win that follows n commands behind ``a`` is worth
+``GAMMA ** n``, so 1 where ``a`` itself wins, and 0 where no win follows.
 
 | label       | who plays behind ``a``                    | what it knows        | value                                     |
 |-------------|-------------------------------------------|----------------------|-------------------------------------------|
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from agentprm_gym.bench.belief import Belief, World, consistent_worlds, replay_turns
-from agentprm_gym.bench.label_fair import GAMMA, LIMIT, N_WORLDS, FairReturns, fair_labels, fair_returns
+from agentprm_gym.bench.label_fair import GAMMA, LIMIT, N_WORLDS, FairReturns, fair_labels, fair_returns, state_entropy
 from agentprm_gym.bench.states import BenchState, Labels
 from agentprm_gym.engines.native import NativeEngine, Snapshot
 from agentprm_gym.episodes import Turn
@@ -153,8 +153,8 @@ class Continuation(NamedTuple):
     seed: tuple[int, ...]
 
 
-#: Plays continuations to their ends. It returns for each the number of the policy's commands behind the given one until the game
-#: was won (0 where the given command won), or ``None`` where it was not won within the player's limit of steps.
+#: Plays continuations to their ends. It returns for each the number of the policy's commands behind the given one until the
+#: game was won (0 where the given command won), or ``None`` where it was not won within the player's limit of steps.
 PlayOn = Callable[[Sequence[Continuation]], Sequence[int | None]]
 
 
@@ -169,15 +169,15 @@ def on_policy_labels(
 ) -> list[Labels]:
     """Estimate Q of a policy for all commands of states: the mean of ``gamma ** steps`` over rollouts in the game itself.
 
-    The standard error is ``std(ddof=1) / sqrt(n)``. It is 0 where all n rollouts took the same number of steps, which with a small
-    n does not mean that the value is exact.
+    The standard error is ``std(ddof=1) / sqrt(n)``. It is 0 where all n rollouts took the same number of steps, which with a
+    small n does not mean that the value is exact.
 
     Args:
         pairs: states with their games, in the wording of the histories.
         play_on: plays the policy.
         n_rollouts: rollouts of each command, 2 or more.
-        seed: first entropy of all random streams. A stream also depends on the state's place in ``pairs``, on the command's and on
-            the rollout's number.
+        seed: first entropy of all random streams. A stream also depends on the state's id, on the command's place and
+            on the rollout's number.
         gamma: the discount, above 0 and at most 1.
         states_per_call: so many states are handed to ``play_on`` at once; ``None`` for all of them.
 
@@ -185,8 +185,8 @@ def on_policy_labels(
         The labels in the order of ``pairs``.
 
     Raises:
-        ValueError: a number is out of its range, a history is not one of its game, or ``play_on`` returns another number of results,
-            or a number of steps below 0.
+        ValueError: a number is out of its range, a history is not one of its game, or ``play_on`` returns another number of
+            results, or a number of steps below 0.
         UnsupportedGameError: only the stock engine plays a game.
     """
     if n_rollouts < 2:
@@ -200,8 +200,8 @@ def on_policy_labels(
     for first in range(0, len(pairs), size):
         part = pairs[first : first + size]
         continuations = [
-            Continuation(game, snapshot, tuple(state.history[:-1]), command, (seed, first + i, a, k))
-            for i, (game, state) in enumerate(part)
+            Continuation(game, snapshot, tuple(state.history[:-1]), command, (seed, state_entropy(state), a, k))
+            for game, state in part
             for snapshot in (replay(game, state),)
             for a, command in enumerate(state.commands)
             for k in range(n_rollouts)
