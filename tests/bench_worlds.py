@@ -17,8 +17,9 @@ from agentprm_gym.games import GameList, find_games
 from agentprm_gym.games.game import Game
 from agentprm_gym.games.prior import holding_rate
 
-#: How often a player gives a random command in place of the searching expert's.
-PLAYERS = {"expert": 0.0, "mixed": 0.4, "random": 1.0}
+#: How often a player gives a random command in place of the searching expert's. The clumsy one also says what is not possible.
+PLAYERS = {"expert": 0.0, "mixed": 0.4, "random": 1.0, "clumsy": 0.2}
+_IMPOSSIBLE = ("dance", "", "go to shelf 99", "take mug 1 from desk 1", "open fridge 1", "examine mug 1")
 
 
 def history_of(game: Game, commands: Sequence[str]) -> tuple[Turn, ...]:
@@ -26,11 +27,11 @@ def history_of(game: Game, commands: Sequence[str]) -> tuple[Turn, ...]:
     engine = NativeEngine()
     frame = engine.reset(game)
     turns = []
-    for command in (*commands, ""):
+    for command in commands:
         turns.append(Turn(feedback=frame.feedback, admissible_commands=frame.admissible_commands, command=command))
-        if command:
-            frame = engine.step(command)
-            assert not frame.won
+        frame = engine.step(command)
+        assert not frame.won
+    turns.append(Turn(feedback=frame.feedback, admissible_commands=frame.admissible_commands, command=""))
     return tuple(turns)
 
 
@@ -42,6 +43,8 @@ def play(game: Game, player: str, rng: random.Random, max_steps: int = 30) -> li
         _, command = expert.act(game.task, frame.feedback, frame.admissible_commands)
         if rng.random() < PLAYERS[player]:
             command = rng.choice(frame.admissible_commands)
+        elif player == "clumsy" and rng.random() < 0.3:
+            command = rng.choice(_IMPOSSIBLE)
         expert.executed(command)
         frame = engine.step(command)
         if frame.won:

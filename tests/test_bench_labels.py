@@ -13,7 +13,7 @@ import pytest
 
 from agentprm_gym.bench import BenchState
 from agentprm_gym.bench.belief import Belief
-from agentprm_gym.bench.label_fair import FairReturns, state_entropy
+from agentprm_gym.bench.label_fair import FairReturns, read_transcript, state_entropy
 from agentprm_gym.bench.labels import (
     GAMMA,
     LIMIT,
@@ -338,6 +338,25 @@ def test_the_searching_expert_has_little_fair_regret_in_many_states(
     mean, error = found.mean(axis=0), found.std(axis=0, ddof=1) / sqrt(len(found))
     print(f"{source} {player}: {mean[0]:.4f} (s.e. {error[0]:.4f}), other seed {mean[1]:.4f} (s.e. {error[1]:.4f})")
     assert mean[0] < 0.02
+
+
+def test_a_copy_of_the_expert_plays_on_by_itself(generated_games: GameList) -> None:
+    for game, state in states(generated_games, 4, seed=33, players=["clumsy"]):
+        (original, choice), (another, _) = read_transcript(state), read_transcript(state)
+        played = []
+        for expert in (another, original.copy()):
+            engine, command, commands = NativeEngine(), choice, []
+            engine.reset(game)
+            engine.restore(replay(game, state))
+            for _ in range(20):
+                frame = engine.step(command)
+                command = expert.act(state.task, frame.feedback, frame.admissible_commands)[1]
+                commands.append(command)
+            played.append(commands)
+        assert played[0] == played[1]
+        # What its copy has seen, the original does not know.
+        last = state.history[-1]
+        assert original.act(state.task, last.feedback, last.admissible_commands)[1] == choice
 
 
 # A policy that plays on -----------------------------------------------------------------------
