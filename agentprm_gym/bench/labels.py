@@ -166,6 +166,7 @@ def on_policy_labels(
     *,
     gamma: float = GAMMA,
     states_per_call: int | None = None,
+    commands: Sequence[Sequence[str]] | None = None,
 ) -> list[Labels]:
     """Estimate Q of a policy for all commands of states: the mean of ``gamma ** steps`` over rollouts in the game itself.
 
@@ -180,9 +181,10 @@ def on_policy_labels(
             on the rollout's number.
         gamma: the discount, above 0 and at most 1.
         states_per_call: so many states are handed to ``play_on`` at once; ``None`` for all of them.
+        commands: for each state the commands to label; ``None``: all of its commands.
 
     Returns:
-        The labels in the order of ``pairs``.
+        The labels in the order of ``pairs``, each in the order of its state's commands, or of ``commands``.
 
     Raises:
         ValueError: a number is out of its range, a history is not one of its game, or ``play_on`` returns another number of
@@ -195,21 +197,22 @@ def on_policy_labels(
         raise ValueError(f"expected gamma above 0 and at most 1, got {gamma}")
     if states_per_call is not None and states_per_call < 1:
         raise ValueError(f"expected states_per_call of at least 1, or None, got {states_per_call}")
+    wanted = [state.commands for _, state in pairs] if commands is None else [tuple(some) for some in commands]
     size = states_per_call or max(1, len(pairs))
     labels: list[Labels] = []
     for first in range(0, len(pairs), size):
-        part = pairs[first : first + size]
+        part, asked = pairs[first : first + size], wanted[first : first + size]
         continuations = [
             Continuation(game, snapshot, tuple(state.history[:-1]), command, (seed, state_entropy(state), a, k))
-            for game, state in part
+            for (game, state), some in zip(part, asked, strict=True)
             for snapshot in (replay(game, state),)
-            for a, command in enumerate(state.commands)
+            for a, command in enumerate(some)
             for k in range(n_rollouts)
         ]
         returns = np.array([_discounted(steps, gamma) for steps in _played(play_on, continuations)])
         done = 0
-        for _, state in part:
-            n = len(state.commands) * n_rollouts
+        for some in asked:
+            n = len(some) * n_rollouts
             labels.append(_averaged(returns[done : done + n].reshape(-1, n_rollouts)))
             done += n
     return labels
