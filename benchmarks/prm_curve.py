@@ -157,8 +157,8 @@ def label(played: Played, kind: str, n: int, policy: LLMPolicy, path: Path) -> N
     """
     known = played.known.setdefault(kind, {})
     if path.exists() and not known:
-        rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        known |= {row["state_id"]: row["values"] for row in map(json.loads, rows)}
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        known |= {row["state_id"]: row["values"] for row in map(json.loads, lines)}
     games = {game.game_id: game for game in find_games("train", "generated")}
     todo = [(state, wanted) for state, wanted in played.states(n) if state.state_id not in known]
     play_on = PolicyPlaysOn(policy, "generated", max_steps=MAX_STEPS)
@@ -206,8 +206,8 @@ def fit(cell: Cell, played: Played, save: Path, seed: int) -> ProcessRewardModel
         ]
         if rows:
             data.append(LabelledEpisode(episode, rows))
-    ranks = {"rank_coef": 0.0} if cell.rank_loss == "none" else {"rank_loss": cell.rank_loss}
-    stage = FitStage(form=cell.form, n_epochs=max(1, PASSES // len(data)), **ranks)  # type: ignore[arg-type]
+    ranks: dict[str, Any] = {"rank_coef": 0.0} if cell.rank_loss == "none" else {"rank_loss": cell.rank_loss}
+    stage = FitStage(form=cell.form, n_epochs=max(1, PASSES // len(data)), **ranks)
     stage(prm, data, micro_batch_size=8, rng=np.random.default_rng([seed, 22]))
     return prm
 
@@ -215,7 +215,8 @@ def fit(cell: Cell, played: Played, save: Path, seed: int) -> ProcessRewardModel
 def softmax(x: Floats) -> Floats:
     """Probabilities out of log-probabilities, (A,)."""
     p: Floats = np.exp(x - x.max())
-    return p / p.sum()
+    p /= p.sum()
+    return p
 
 
 def measure(scores: Sequence[Floats], metrics: PanelMetrics) -> dict[str, float]:

@@ -39,10 +39,10 @@ class BenchState:
         task_type: one of the six task types.
         player: one of :data:`PLAYERS`.
         task: the task in words.
-        history: the T turns so far, T of 1 or more. The last one is the turn to be decided: it has the feedback and the admissible
-            commands that the player sees now, and its command is empty.
-        steps_to_go: for each command the number of commands of a shortest way to win behind it, with full knowledge of the game;
-            0 where the command wins, ``None`` in a dead end.
+        history: the T turns so far, T of 1 or more. The last one is the turn to be decided: it has the feedback and the
+            admissible commands that the player sees now, and its command is empty.
+        steps_to_go: for each command the number of commands of a shortest way to win behind it, with full knowledge of the
+            game; 0 where the command wins, ``None`` in a dead end.
         labels: by kind, one of :data:`LABELS`.
     """
 
