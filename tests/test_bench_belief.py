@@ -44,7 +44,7 @@ def check_worlds(pairs: Sequence[tuple[Game, BenchState]], n: int) -> int:
     for game, state in pairs:
         belief = Belief(game, state.history)
         worlds = belief.draw(n, np.random.default_rng(5))
-        worlds += belief.draw_distinct(n, np.random.default_rng(6))
+        worlds += belief.likeliest_and_drawn(n, np.random.default_rng(6)).worlds
         for world in worlds:
             other = as_game(game, world.start)
             assert shows(other, state.history), (state.state_id, world.start)
@@ -100,7 +100,7 @@ def check_every_world(n: int, seed: int) -> int:
         relevant: Counter[tuple[str, ...]] = Counter()
         for lying, _, chance in found:
             relevant[tuple(lying[o] for o in belief.relevant)] += chance  # type: ignore[assignment]
-        every = belief.every(np.random.default_rng(0))
+        every = belief.likeliest_and_drawn(10_000, np.random.default_rng(0)).worlds
         mine = {tuple(homes(game, world)[o][0] for o in belief.relevant): world.weight for world in every}
         assert mine == pytest.approx(dict(relevant), abs=1e-12)
         # The objects that the goal does not name: each can be exactly where some consistent world has it.
@@ -140,17 +140,47 @@ def test_draws_follow_the_prior_at_the_start_of_a_game(generated_games: GameList
 def test_draws_of_two_objects_follow_the_enumeration() -> None:
     game = next(g for g in small_games() if g.goal.kind == "place_two" and has_single_homes(g))
     belief, n = Belief(game, history_of(game, [])), 4000
-    exact = {
-        tuple(homes(game, w)[o] for o in belief.relevant): w.weight for w in belief.every(np.random.default_rng(0))
-    }
+    every = belief.likeliest_and_drawn(n, np.random.default_rng(0)).worlds
+    exact = {tuple(homes(game, w)[o] for o in belief.relevant): w.weight for w in every}
     # Both in one place of the goal would be won from the start.
     assert len(exact) < belief.n_relevant
     drawn: dict[tuple[tuple[str, ...], ...], float] = dict.fromkeys(exact, 0.0)
-    for world in belief.draw_distinct(n, np.random.default_rng(4)):
+    for world in belief.likeliest_and_drawn(n, np.random.default_rng(4), 0).worlds:
         drawn[tuple(homes(game, world)[o] for o in belief.relevant)] += world.weight
     assert sum(drawn.values()) == pytest.approx(1.0)
     for key, p in exact.items():
         assert abs(drawn[key] - p) <= 5 * (p * (1 - p) / n) ** 0.5 + 1 / n, key
+
+
+def test_the_likeliest_worlds_have_exact_weights_and_the_others_are_drawn() -> None:
+    game = next(
+        g for g in small_games() if g.goal.kind == "place_two" and has_single_homes(g) and len(g.receptacles) > 4
+    )
+    belief = Belief(game, history_of(game, []))
+
+    def weights(n: int, seed: int) -> tuple[dict[tuple[tuple[str, ...], ...], float], int, int]:
+        found = belief.likeliest_and_drawn(n, np.random.default_rng(seed))
+        by_homes = {tuple(homes(game, w)[o] for o in belief.relevant): w.weight for w in found.worlds}
+        assert sum(by_homes.values()) == pytest.approx(1.0)
+        return by_homes, found.n_listed, found.n_drawn
+
+    exact, n_all, n_drawn = weights(1000, 0)
+    assert (n_all, n_drawn) == (len(exact), 0)
+    assert n_all > 8
+    listed = list(weights(8, 0)[0])[:4]
+    assert min(exact[key] for key in listed) >= max(exact[key] for key in exact if key not in listed)
+    mean = dict.fromkeys(exact, 0.0)
+    for seed in range(400):
+        some, n_listed, n_drawn = weights(8, seed)
+        assert (n_listed, n_drawn) == (4, 4)
+        assert [some[key] for key in listed] == pytest.approx([exact[key] for key in listed])
+        for key, weight in some.items():
+            mean[key] += weight / 400
+    left = 1.0 - sum(exact[key] for key in listed)
+    for key, p in exact.items():
+        share = p / left
+        allowed = 0.0 if key in listed else 5 * left * (share * (1 - share) / 1600) ** 0.5 + left / 1600
+        assert abs(mean[key] - p) <= allowed + 1e-9, key
 
 
 def test_what_was_seen_stays_where_it_was_seen(generated_games: GameList) -> None:
@@ -224,3 +254,7 @@ def test_a_history_of_another_game_is_refused(generated_games: GameList) -> None
         Belief(generated_games[0], ())
     with pytest.raises(ValueError, match="n of at least 1"):
         Belief(generated_games[0], state.history).draw(0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="n of at least 4"):
+        Belief(generated_games[0], state.history).likeliest_and_drawn(3, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="n_listed from 0 to 2"):
+        Belief(generated_games[0], state.history).likeliest_and_drawn(4, np.random.default_rng(0), 3)

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -49,6 +48,8 @@ from agentprm_gym.games.prior import holding_rate
 # A draw that is won at the start is drawn again, at most so often: much rarer worlds do not occur.
 _MAX_DRAWS = 1_000_000
 _BATCH = 4096
+# Up to so many ways to place what the goal names are listed: four objects in twenty receptacles have 160,000.
+_MAX_LISTED = 200_000
 
 
 class World(NamedTuple):
@@ -63,6 +64,20 @@ class World(NamedTuple):
     start: Snapshot
     now: Snapshot
     weight: float
+
+
+class Worlds(NamedTuple):
+    """Worlds for a weighted mean.
+
+    Attributes:
+        worlds: different worlds, with weights that add up to 1.
+        n_listed: the first so many are the likeliest ones, and their weights are exact probabilities.
+        n_drawn: so many draws are behind the others; 0 where all possible worlds are listed.
+    """
+
+    worlds: list[World]
+    n_listed: int
+    n_drawn: int
 
 
 def replay_turns(engine: NativeEngine, frame: Frame, turns: Sequence[Turn], what: str) -> Snapshot:
@@ -176,37 +191,62 @@ class Belief:
             out.append(made[key])
         return out
 
-    def draw_distinct(self, n: int, rng: np.random.Generator) -> list[World]:
-        """Draw n worlds and merge those that agree about the objects that the goal names; their weights add up.
+    def likeliest_and_drawn(self, n: int, rng: np.random.Generator, n_listed: int | None = None) -> Worlds:
+        """Return worlds for a weighted mean over all that a player may believe, as far as they differ in what the goal names.
 
-        Worlds that differ only in other objects are the same to whoever looks only for what the goal names. So these others are
-        drawn once for all n worlds, which makes what is seen in the worlds as equal as it can be.
+        Where there are at most n worlds, they are all listed, with their probabilities. Else the likeliest ``n_listed`` worlds
+        are, and from the others, whose probability is small but whose number is large, the rest of n is drawn. Merely drawing
+        would often miss worlds that are rare, and then show too small an error.
+
+        Worlds that differ only in objects that the goal does not name are the same to whoever looks only for what it names. So
+        these objects are drawn once for all worlds, which makes what is seen in the worlds as equal as it can be.
 
         Args:
-            n: how many to draw, 1 or more.
+            n: how many worlds, 4 or more; equal draws are merged.
             rng: source of the draws.
+            n_listed: how many of them are the likeliest ones, 0 to n - 2; half of them by default. With 0, n worlds are drawn.
 
-        Returns:
-            At most n worlds, in the order of their first draw, with weights that are multiples of 1 / n.
+        Raises:
+            ValueError: a number is out of its range.
+            RuntimeError: see :meth:`draw`.
         """
-        counts = Counter(self._draw_relevant(n, rng))
+        if n < 4:
+            raise ValueError(f"expected n of at least 4, got {n}")
+        listed = n // 2 if n_listed is None else n_listed
+        if not 0 <= listed <= n - 2:
+            raise ValueError(f"expected n_listed from 0 to {n - 2}, got {listed}")
         rest = next(self._draw_rest(1, rng))
-        return [self._world(row, rest, count / n) for row, count in counts.items()]
+        if self.n_relevant > _MAX_LISTED or listed == 0:
+            drawn, weights, n_drawn = self._draw_relevant(n, rng), np.zeros(0), n
+            likeliest: list[tuple[int, ...]] = []
+        else:
+            likeliest, weights, drawn = self._list_and_draw(n, listed, rng)
+            n_drawn = len(drawn)
+        worlds = [self._world(row, rest, float(w)) for row, w in zip(likeliest, weights, strict=True)]
+        left = 1.0 - float(weights.sum())
+        worlds += [self._world(row, rest, left * count / n_drawn) for row, count in Counter(drawn).items()]
+        return Worlds(worlds, len(likeliest), n_drawn)
 
-    def every(self, rng: np.random.Generator) -> list[World]:
-        """Return all worlds that differ in the objects that the goal names; weights are exact probabilities.
-
-        The other objects, which make no difference, are drawn once for all worlds. There are :attr:`n_relevant` worlds or
-        fewer: ask before, since these can be many.
-
-        Args:
-            rng: draws the other objects.
-        """
-        choices = [range(len(self.allowed[o])) for o in self.relevant]
-        rows = [row for row in product(*choices) if not self._won_at_start(row)]
-        weights = [prod(float(self.chances[o][i]) for o, i in zip(self.relevant, row, strict=True)) for row in rows]
-        rest, total = next(self._draw_rest(1, rng)), sum(weights)
-        return [self._world(row, rest, w / total) for row, w in zip(rows, weights, strict=True)]
+    def _list_and_draw(
+        self, n: int, n_listed: int, rng: np.random.Generator
+    ) -> tuple[list[tuple[int, ...]], npt.NDArray[np.float64], list[tuple[int, ...]]]:
+        """Return the likeliest draws of what the goal names, their probabilities, and draws from the others."""
+        shape = tuple(len(self.allowed[o]) for o in self.relevant)
+        chances = np.ones(1)
+        for o in self.relevant:
+            chances = np.multiply.outer(chances, self.chances[o]).ravel()
+        rows = np.stack(np.unravel_index(np.arange(len(chances)), shape or (1,)), axis=1)[:, : len(shape)]
+        chances[self._won_rows(rows)] = 0.0
+        chances /= chances.sum()
+        possible = int((chances > 0).sum())
+        order = np.argsort(-chances, kind="stable")
+        if possible <= n:
+            n_listed = possible
+        likeliest = order[:n_listed]
+        weights = chances[likeliest]
+        chances[likeliest] = 0.0
+        drawn = _choose(rng, chances, n - n_listed) if possible > n else np.zeros(0, dtype=np.int64)
+        return list(map(tuple, rows[likeliest].tolist())), weights, list(map(tuple, rows[drawn].tolist()))
 
     # The prior --------------------------------------------------------------------------------
 
@@ -258,9 +298,6 @@ class Belief:
             for i, o in enumerate(self.relevant)
             if self._is_target(o)
         )
-
-    def _won_at_start(self, row: Sequence[int]) -> bool:
-        return bool(self._won_rows(np.array([row], dtype=np.int64).reshape(1, len(self.relevant)))[0])
 
     def _won_rows(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Return which of (n, relevant) draws have two objects of the goal in one place from the start on."""

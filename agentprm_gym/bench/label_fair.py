@@ -1,19 +1,24 @@
 """The ``fair`` value of a command: for a player who knows only what the transcript showed.
 
-With worlds w_1 ... w_K that are drawn from what such a player may believe (:mod:`agentprm_gym.bench.belief`), the same K for
-all commands of a state,
+The label is the mean of a return over the worlds that such a player may believe to be in (:mod:`agentprm_gym.bench.belief`):
 
-    fair(s, a) = 1/K * sum over k of R(w_k, a),    R(w, a) = GAMMA ** n(w, a),  or 0 where n(w, a) > LIMIT,
+    fair(s, a) = E[R(w, a)],    R(w, a) = GAMMA ** n(w, a),  or 0 where n(w, a) > LIMIT,
 
 where n(w, a) is the number of commands that the searching expert needs to win behind ``a`` in the world w; 0 where ``a``
 itself wins. The expert (:class:`agentprm_gym.experts.SearchExpert`, without noise) has read the whole transcript. So R is
 counted as the ``oracle`` label counts: it is GAMMA ** (cost to go) with the expert's commands in place of the shortest
 plan's.
 
-The standard error is that of a mean of K independent worlds, ``std(R, ddof=1) / sqrt(K)``. Since all commands share the
-worlds, a difference of two commands has a smaller one; :func:`fair_returns` gives the single returns for it. Where the
-objects that the goal names can lie in at most K ways, all these are used instead, with their exact probabilities, and the
-value is exact.
+Worlds count as different where an object that the goal names lies elsewhere; others make no difference to R. The mean is taken
+over K worlds, the same for all commands of a state. Where there are at most K, these are all that there are, and the value is
+exact. Else the K / 2 likeliest worlds l_1, l_2, ... have their exact probabilities P, which add up to p, and from the others
+d_1, d_2, ... are drawn in proportion to theirs:
+
+    fair(s, a) = sum over i of P(l_i) R(l_i, a) + (1 - p) * mean over j of R(d_j, a)
+    standard error = (1 - p) * std(R(d_j, a), ddof=1) / sqrt(K / 2)
+
+Since all commands share the worlds, a difference of two commands has a smaller error; :func:`fair_returns` gives the single
+returns for it. Where the goal's objects can lie in more than 200,000 ways, all K worlds are drawn, and p is 0.
 """
 
 from __future__ import annotations
@@ -46,24 +51,29 @@ class FairReturns(NamedTuple):
 
     Attributes:
         returns: (W, A), in [0, 1]: of each command in each of W different worlds.
-        weights: (W,), they add up to 1: the share of each world.
-        n: the number of drawn worlds; 0 where the worlds are all that there are, and the weights their exact probabilities.
+        weights: (W,), they add up to 1: the weight of each world.
+        n_listed: the first so many worlds are the likeliest ones, and their weights are exact probabilities.
+        n_drawn: so many draws are behind the other worlds; 0 where all possible worlds are listed.
         choice: the command that the searching expert gives in this state.
     """
 
     returns: npt.NDArray[np.float64]
     weights: npt.NDArray[np.float64]
-    n: int
+    n_listed: int
+    n_drawn: int
     choice: str
 
     def labels(self) -> Labels:
         """Return the weighted means and their standard errors."""
-        mean = self.weights @ self.returns
-        values = tuple(float(v) for v in np.clip(mean, 0.0, 1.0))
-        if not self.n:
+        values = tuple(float(v) for v in np.clip(self.weights @ self.returns, 0.0, 1.0))
+        if not self.n_drawn:
             return Labels(values=values)
-        variance = self.weights @ (self.returns - mean) ** 2 / (self.n - 1)
-        return Labels(values=values, stderr=tuple(float(sqrt(v)) for v in variance), n=self.n)
+        returns, weights = self.returns[self.n_listed :], self.weights[self.n_listed :]
+        left = float(weights.sum())
+        shares = weights / left
+        variance = shares @ (returns - shares @ returns) ** 2 / (self.n_drawn - 1)
+        errors = tuple(float(left * sqrt(v)) for v in variance)
+        return Labels(values=values, stderr=errors, n=self.n_listed + self.n_drawn)
 
 
 def state_entropy(state: BenchState) -> int:
@@ -79,19 +89,18 @@ def fair_labels(
     *,
     gamma: float = GAMMA,
     limit: int = LIMIT,
-    exhaustive: bool = True,
+    listing: bool = True,
 ) -> Labels:
     """Return the ``fair`` values of a state's commands; see the head of this file for the formula.
 
     Args:
         game: the game of the state, in the wording of its history.
         state: the state; its task has to be one of ALFWorld's own sentences, which the searching expert reads.
-        n_worlds: K, 2 or more.
+        n_worlds: K, 4 or more.
         seed: together with the state's id it determines all draws.
         gamma: the discount, above 0 and at most 1.
         limit: the searching expert has this many commands to win behind the valued one; 0 or more.
-        exhaustive: use all worlds with their probabilities where there are at most ``n_worlds``; they count as different only
-            in what the goal names. ``False`` draws also there.
+        listing: ``False`` draws all K worlds, so that p is 0.
 
     Returns:
         The values in the order of ``state.commands``. Without standard errors where they are exact.
@@ -100,7 +109,7 @@ def fair_labels(
         ValueError: the history is not one of this game, the task is in a person's words, or a number is out of its range.
         UnsupportedGameError: only the stock engine plays the game.
     """
-    return fair_returns(game, state, n_worlds, seed, gamma=gamma, limit=limit, exhaustive=exhaustive).labels()
+    return fair_returns(game, state, n_worlds, seed, gamma=gamma, limit=limit, listing=listing).labels()
 
 
 def fair_returns(
@@ -111,29 +120,29 @@ def fair_returns(
     *,
     gamma: float = GAMMA,
     limit: int = LIMIT,
-    exhaustive: bool = True,
+    listing: bool = True,
 ) -> FairReturns:
     """Return the single returns that :func:`fair_labels` averages, and the searching expert's choice.
 
     Arguments and errors are those of :func:`fair_labels`.
     """
-    if n_worlds < 2:
-        raise ValueError(f"expected n_worlds of at least 2, got {n_worlds}")
+    if n_worlds < 4:
+        raise ValueError(f"expected n_worlds of at least 4, got {n_worlds}")
     if not 0.0 < gamma <= 1.0:
         raise ValueError(f"expected gamma above 0 and at most 1, got {gamma}")
     if limit < 0:
         raise ValueError(f"expected a limit of 0 or more commands, got {limit}")
     expert, choice = read_transcript(state)
-    belief, rng = Belief(game, state.history), np.random.default_rng([seed, state_entropy(state)])
-    exact = exhaustive and belief.n_relevant <= n_worlds
-    worlds = belief.every(rng) if exact else belief.draw_distinct(n_worlds, rng)
+    rng = np.random.default_rng([seed, state_entropy(state)])
+    found = Belief(game, state.history).likeliest_and_drawn(n_worlds, rng, None if listing else 0)
     player = _Player(game, state, expert, limit)
-    steps = np.array([[player.steps(world, command) for command in state.commands] for world in worlds])
+    steps = np.array([[player.steps(world, command) for command in state.commands] for world in found.worlds])
     return FairReturns(
-        np.where(np.isfinite(steps), gamma**steps, 0.0),
-        np.array([world.weight for world in worlds]),
-        0 if exact else n_worlds,
-        choice,
+        returns=np.where(np.isfinite(steps), gamma**steps, 0.0),
+        weights=np.array([world.weight for world in found.worlds]),
+        n_listed=found.n_listed,
+        n_drawn=found.n_drawn,
+        choice=choice,
     )
 
 
