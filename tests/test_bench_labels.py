@@ -358,7 +358,7 @@ def test_the_searching_expert_has_little_fair_regret_in_many_states(
     source: str, player: str, request: pytest.FixtureRequest
 ) -> None:
     games = request.getfixturevalue(f"{source}_games")
-    found = regrets(list(states(games, 150, seed=32, players=[player])), 32)
+    found = regrets(list(states(games, 100, seed=32, players=[player])), 32)
     mean, error = found.mean(axis=0), found.std(axis=0, ddof=1) / sqrt(len(found))
     print(f"{source} {player}: {mean[0]:.4f} (s.e. {error[0]:.4f}), other seed {mean[1]:.4f} (s.e. {error[1]:.4f})")
     assert mean[0] < 0.02
