@@ -12,7 +12,7 @@ from importlib import metadata
 from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import compare, configuration, demo, demos, evaluate, export, games, play, train
+from algorithms.cli import bench, compare, configuration, demo, demos, evaluate, export, games, play, train
 
 _EPILOG = """examples:
   agentprm demo                         watch AgentPRM beat its starting point on this machine
@@ -42,7 +42,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     parser.add_argument("--debug", action="store_true", help="on an error, show where in the code it comes from")
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for module in (demo, train, evaluate, compare, play, games, demos, export):
+    for module in (demo, train, evaluate, compare, bench, play, games, demos, export):
         module.add_parser(verbs)
     return parser, verbs.choices
 
