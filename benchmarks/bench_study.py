@@ -153,7 +153,7 @@ def rankers(setting: Setting, curve: Path) -> dict[str, Callable[[], Ranker]]:
     out: dict[str, Callable[[], Ranker]] = {}
     for kind in ("oracle", "fair"):
         for noise in NOISES:
-            out[f"{kind}_noise_{noise:g}"] = partial(LabelRanker, kind, noise)
+            out[f"{kind}_noise_{noise:g}"] = partial(_noisy, kind, noise)
     out |= {"uniform": UniformRanker, "length": LengthRanker, "policy": lambda: PolicyRanker.load(save)}
     out["implicit"] = lambda: ImplicitRanker.load(str(setting.save.with_name("better_v1.zip")), save)
     for cell in FITTED:
@@ -161,7 +161,11 @@ def rankers(setting: Setting, curve: Path) -> dict[str, Callable[[], Ranker]]:
     return {name: out[name] for name in ("oracle_noise_0", "fair_noise_0.2", "uniform")} if setting.quick else out
 
 
-def _fitted(cell: Cell, setting: Setting, curve: Path) -> PRMRanker:
+def _noisy(kind: str, noise: float) -> Ranker:
+    return LabelRanker(kind, noise)
+
+
+def _fitted(cell: Cell, setting: Setting, curve: Path) -> Ranker:
     """A PRM of the learning curve, fitted again to its labels."""
     policy = SFT.load(setting.save, env=None).policy
     played = play(policy, max(c.n for c in FITTED), 0)
