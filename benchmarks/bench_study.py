@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import rankdata  # type: ignore[import-untyped]
 
 from agentprm_gym.bench.labels import fair_labels, oracle_labels
 from agentprm_gym.bench.metrics import METRICS, PanelMetrics
@@ -147,13 +146,13 @@ def prepare(args: argparse.Namespace) -> Setting:
     )
 
 
-def rankers(setting: Setting, curve: Path) -> dict[str, Callable[[], Ranker]]:
+def rankers(setting: Setting, curve: Path) -> dict[str, Callable[[], Any]]:
     """All rankers by name, each made when it is needed."""
     save = str(setting.save)
-    out: dict[str, Callable[[], Ranker]] = {}
+    out: dict[str, Callable[[], Any]] = {}
     for kind in ("oracle", "fair"):
         for noise in NOISES:
-            out[f"{kind}_noise_{noise:g}"] = partial(_noisy, kind, noise)
+            out[f"{kind}_noise_{noise:g}"] = partial(LabelRanker, kind, noise)
     out |= {"uniform": UniformRanker, "length": LengthRanker, "policy": lambda: PolicyRanker.load(save)}
     out["implicit"] = lambda: ImplicitRanker.load(str(setting.save.with_name("better_v1.zip")), save)
     for cell in FITTED:
@@ -161,11 +160,7 @@ def rankers(setting: Setting, curve: Path) -> dict[str, Callable[[], Ranker]]:
     return {name: out[name] for name in ("oracle_noise_0", "fair_noise_0.2", "uniform")} if setting.quick else out
 
 
-def _noisy(kind: str, noise: float) -> Ranker:
-    return LabelRanker(kind, noise)
-
-
-def _fitted(cell: Cell, setting: Setting, curve: Path) -> Ranker:
+def _fitted(cell: Cell, setting: Setting, curve: Path) -> PRMRanker:
     """A PRM of the learning curve, fitted again to its labels."""
     policy = SFT.load(setting.save, env=None).policy
     played = play(policy, max(c.n for c in FITTED), 0)
@@ -201,9 +196,16 @@ def gain(ranker: Ranker | None, setting: Setting, seed: int) -> dict[str, list[f
     return out
 
 
+def ranks(values: Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle: Floats = np.cumsum(counts) - (counts - 1) / 2
+    return middle[where]
+
+
 def correlation(metric: Floats, gains: Floats) -> float:
     """Spearman's rank correlation; NaN where either does not vary."""
-    a, b = rankdata(metric), rankdata(gains)
+    a, b = ranks(metric), ranks(gains)
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else float("nan")
 
 

@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from agentprm_gym.prm import ProcessRewardModel, load_prm
 from agentprm_gym.states import state_keys
 from algorithms import SFT, AgentPRM, InversePRM
 from algorithms.agent_prm.agent_prm import AgentImproveStage
+from algorithms.agent_prm.branching import branch_tasks
 from algorithms.agent_prm.fit import MIN_GAP, FitStage, prm_loss
 from algorithms.agent_prm.report import labelled_states
 from algorithms.agent_prm.rollout import Experience
@@ -36,6 +38,7 @@ from algorithms.agent_prm.targets import (
     monte_carlo_targets,
     turn_returns,
 )
+from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.learning.advantages import discounted_returns
 from algorithms.common.measure.evaluation import evaluate
 from algorithms.common.measure.heldout import PRMReport, judge_prm
@@ -598,3 +601,25 @@ def test_algorithm_1_fits_into_900_lines_of_six_files() -> None:
     }
     assert len(files) <= 6
     assert sum(len(Path(str(f)).read_text().splitlines()) for f in files) <= 900
+
+
+def test_branches_try_every_command_as_often_and_with_the_same_random_numbers() -> None:
+    turn = Turn(
+        feedback="x",
+        admissible_commands=("look", "inventory"),
+        command="look",
+        candidates=[{"command": c, "response": c, "score": None, "log_prob": -1.0} for c in ("look", "inventory")],
+    )
+    (episode,) = make_episodes(1)
+    rollout = Rollout(replace(episode, turns=[turn, turn]), ["before", "after"], 0)
+    tasks = branch_tasks(
+        [rollout], n_states=2, n_candidates=2, n_rollouts=3, max_turns=9, seed=(5,), rng=np.random.default_rng(0)
+    )
+    assert len(tasks) == 2 * 2 * 3
+    by_command: dict[tuple[object, str | None], list[Sequence[int]]] = {}
+    for task in tasks:
+        by_command.setdefault((task.options["snapshot"], task.first_command), []).append(task.seed)
+    for state in ("before", "after"):
+        assert by_command[state, "look"] == by_command[state, "inventory"]  # common random numbers
+        assert len(set(by_command[state, "look"])) == 3
+    assert by_command["before", "look"] != by_command["after", "look"]

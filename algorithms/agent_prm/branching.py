@@ -20,6 +20,7 @@ def branch_tasks(
     *,
     n_states: int,
     n_candidates: int,
+    n_rollouts: int = 1,
     max_turns: int | None,
     seed: Sequence[int],
     rng: np.random.Generator,
@@ -30,6 +31,7 @@ def branch_tasks(
         rollouts: with snapshots and weighed candidates.
         n_states: how many states.
         n_candidates: distinct commands tried at each.
+        n_rollouts: how often each is tried. Rollout k of all commands of a state has the same random stream.
         max_turns: step limit of an episode, its history included; ``None`` leaves it to the environment.
         seed: first entropy of the tasks' random streams.
         rng: chooses the states.
@@ -46,14 +48,16 @@ def branch_tasks(
     for i in rng.permutation(len(states))[:n_states]:
         r, t = states[int(i)]
         turns = rollouts[r].episode.turns
-        for candidate in (turns[t].candidates or [])[:n_candidates]:
-            tasks.append(
-                RolloutTask(
-                    {"snapshot": rollouts[r].snapshots[t]},
-                    (*seed, len(tasks)),
-                    history=list(turns[:t]),
-                    first_command=str(candidate["command"]),
-                    max_turns=max_turns,
-                )
+        tasks += [
+            RolloutTask(
+                {"snapshot": rollouts[r].snapshots[t]},
+                # What the policy draws behind two commands differs by the commands alone, as far as it can.
+                (*seed, int(i), k),
+                history=list(turns[:t]),
+                first_command=str(candidate["command"]),
+                max_turns=max_turns,
             )
+            for candidate in (turns[t].candidates or [])[:n_candidates]
+            for k in range(n_rollouts)
+        ]
     return tasks

@@ -56,6 +56,7 @@ class RolloutOptions:
         n_branch_states: states an iteration at which commands are tried; 0 plays no branches, as in the paper. Environments
             without ``snapshot()`` and the reset option "snapshot" are never branched.
         n_branch_candidates: distinct commands that are weighed at each turn of a trunk, and tried at a branch state.
+        n_branch_rollouts: how often each of these is tried, 1 or more; all commands of a state with the same random numbers.
     """
 
     n_games: int = 600
@@ -64,11 +65,12 @@ class RolloutOptions:
     n_trunks: int | None = 200
     n_branch_states: int = 250
     n_branch_candidates: int = 3
+    n_branch_rollouts: int = 1
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        least = {"n_games": 1, "n_repeats": 1, "n_trunks": 1, "n_branch_states": 0, "n_branch_candidates": 1}
-        check_fields("rollout", self, ints=least, floats={"temperature": 0.0})
+        least = {"n_games": 1, "n_repeats": 1, "n_trunks": 1, "n_branch_candidates": 1, "n_branch_rollouts": 1}
+        check_fields("rollout", self, ints={**least, "n_branch_states": 0}, floats={"temperature": 0.0})
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,13 @@ class RolloutStage(RolloutOptions):
         if self.n_branch_states and any(r.snapshots for r in trunks):  # not every environment has snapshots
             seed, rng, n = streams.seed("branch episodes"), streams.rng("branch"), self.n_branch_candidates
             branching = branch_tasks(
-                trunks, n_states=self.n_branch_states, n_candidates=n, max_turns=max_turns, seed=seed, rng=rng
+                trunks,
+                n_states=self.n_branch_states,
+                n_candidates=n,
+                n_rollouts=self.n_branch_rollouts,
+                max_turns=max_turns,
+                seed=seed,
+                rng=rng,
             )
             # A branch begins where a state was chosen, so its success says nothing about the policy's success rate.
             branches = play(branching, "branch", record=False) if branching else []
