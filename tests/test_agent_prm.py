@@ -26,7 +26,8 @@ from agentprm_gym.states import state_keys
 from algorithms import SFT, AgentPRM, InversePRM
 from algorithms.agent_prm.agent_prm import AgentImproveStage
 from algorithms.agent_prm.branching import branch_tasks
-from algorithms.agent_prm.fit import MIN_GAP, FitStage, prm_loss
+from algorithms.agent_prm.fit import FitStage, prm_loss
+from algorithms.agent_prm.relative import MIN_GAP
 from algorithms.agent_prm.report import labelled_states
 from algorithms.agent_prm.rollout import Experience
 from algorithms.agent_prm.targets import (

@@ -23,7 +23,7 @@ from agentprm_gym.experts.planner import Planner
 from agentprm_gym.games import GameList
 from agentprm_gym.llm.scoring import Responder
 from algorithms import AgentPRM
-from algorithms.agent_prm.fit import MIN_GAP
+from algorithms.agent_prm.relative import MIN_GAP
 from algorithms.agent_prm.report import labelled_states
 from algorithms.agent_prm.targets import LabelledEpisode, Target
 from algorithms.common.acting.actors import candidate_row

@@ -2,13 +2,7 @@
 
 Formula (section 2, stage 2): soft binary cross-entropy ``-[q log Q + (1 - q) log(1 - Q)]`` with ``q = Q-hat(s, a)`` and
 ``Q = sigmoid(logit)``. The PRM is only asked to rank the commands *of one state*, so a relative loss within the state stands
-beside it; ``rank_coef=0`` leaves the paper's loss. There are two:
-
-* ``"pairs"``: ``-log sigmoid(z_better - z_worse)`` over pairs whose targets are at least :data:`MIN_GAP` apart, weighted by the
-  gap. It suits outcomes of single rollouts, which differ by much and are noisy.
-* ``"list"``: divergence of ``softmax(Q / tau)`` from ``softmax(Q-hat / tau)`` over the state's labelled commands. Their values
-  often differ by one discount only, the action gap; with tau near that gap the loss sees it. Both it and the cross-entropy of
-  each command are smallest at ``Q = Q-hat``. It suits targets with little noise.
+beside it, over pairs or over lists (:mod:`algorithms.agent_prm.relative`); ``rank_coef=0`` leaves the paper's loss.
 """
 
 from __future__ import annotations
@@ -22,13 +16,11 @@ from torch.nn import functional
 
 from agentprm_gym.prm.model import ProcessRewardModel
 from algorithms.agent_prm.options import FitOptions
+from algorithms.agent_prm.relative import list_loss, pairs_loss
 from algorithms.agent_prm.rollout import Experience
 from algorithms.agent_prm.targets import LabelledEpisode, QTable
 from algorithms.common.learning.batches import minibatches, pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
-
-#: Two targets of one state count as different from this gap on.
-MIN_GAP = 0.1
 
 
 @dataclass(frozen=True)
@@ -108,23 +100,14 @@ def prm_loss(
     """
     flat, q, n = torch.cat(list(logits)), torch.cat(list(targets)), torch.cat(list(weights))  # each (N,)
     loss = (functional.binary_cross_entropy_with_logits(flat, q, reduction="none") * n).sum()
-    n_pairs = 0
-    if rank_coef > 0 and rank_scale is not None:
-        for z, y, w in zip(logits, targets, weights, strict=True):
-            if len(z) > 1:
-                n_pairs += 1
-                wanted = torch.softmax(y / rank_scale, 0)  # (n_commands,)
-                given = torch.log_softmax(torch.sigmoid(z) / rank_scale, 0)  # (n_commands,)
-                loss = loss - rank_coef * w.mean() * (wanted * (given - torch.log(wanted.clamp_min(1e-12)))).sum()
-        return loss, n.sum(), n_pairs
-    for z, y in zip(logits, targets, strict=True) if rank_coef > 0 else ():
-        gap = y[:, None] - y[None, :]  # (n_commands, n_commands)
-        better = gap >= MIN_GAP
-        n_pairs += int(better.sum())
-        if bool(better.any()):
-            ahead = (z[:, None] - z[None, :])[better]  # (n_pairs,)
-            loss = loss + rank_coef * (functional.softplus(-ahead) * gap[better]).sum()
-    return loss, n.sum(), n_pairs
+    n_compared = 0
+    for z, y, w in zip(logits, targets, weights, strict=True) if rank_coef > 0 else ():
+        if rank_scale is None:
+            relative, n_pairs = pairs_loss(z, y)
+        else:
+            relative, n_pairs = list_loss(z, y, w, rank_scale), int(len(z) > 1)
+        loss, n_compared = loss + rank_coef * relative, n_compared + n_pairs
+    return loss, n.sum(), n_compared
 
 
 def visit_weight(n: int, count_weight: str) -> float:

@@ -88,7 +88,7 @@ class FitOptions:
         discount: of the targets, one of :data:`~algorithms.agent_prm.targets.DISCOUNTS`.
         reward_range: of the targets, one of :data:`~algorithms.agent_prm.targets.REWARD_RANGES`.
         rank_coef: weight of the relative loss, 0 or more.
-        rank_loss: the relative loss within a state, ``"pairs"`` or ``"list"``, see :mod:`algorithms.agent_prm.fit`.
+        rank_loss: the relative loss within a state, ``"pairs"`` or ``"list"``, see :mod:`algorithms.agent_prm.relative`.
         rank_scale: with ``"list"``: tau, which gap of values counts, above 0.
         count_weight: what a target counts: its ``"visits"``, their ``"sqrt"``, or ``"equal"``.
         aggregate: fit to the rollouts of all iterations instead of the last one's; Q of past policies is then mixed in.

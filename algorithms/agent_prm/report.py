@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from agentprm_gym.prm.model import ProcessRewardModel
-from algorithms.agent_prm.fit import MIN_GAP, forward
+from algorithms.agent_prm.fit import forward
+from algorithms.agent_prm.relative import MIN_GAP
 from algorithms.agent_prm.rollout import Experience
 from algorithms.agent_prm.targets import LabelledEpisode, QTable
 from algorithms.common.learning.batches import pieces
