@@ -36,6 +36,9 @@ from agentprm_gym.checks import check_int
 
 __all__ = ["METRICS", "Estimate", "Metric", "PanelMetrics", "Report"]
 
+#: For each state one number a command.
+Rows = Sequence[Sequence[float]] | Sequence[Floats]
+
 #: Names of the metrics, and whether more is better; ``None`` for a number that is no judgement.
 METRICS: Mapping[str, bool | None] = {
     "pair_accuracy": True,
@@ -149,7 +152,7 @@ class PanelMetrics:
         states: Sequence[BenchState],
         labels: str = "oracle",
         *,
-        policy: Sequence[Sequence[float]] | None = None,
+        policy: Rows | None = None,
         gap: float = 0.0,
         z: float = 2.0,
         n_samples: int = 1000,
@@ -189,9 +192,9 @@ class PanelMetrics:
 
     def measure(
         self,
-        scores: Sequence[Sequence[float]],
+        scores: Rows,
         *,
-        values: Sequence[Sequence[float]] | None = None,
+        values: Rows | None = None,
         calibrated: bool = False,
     ) -> Report:
         """Measure one ranker.

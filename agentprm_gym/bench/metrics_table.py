@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +74,7 @@ class Table:
         found: Bools = np.asarray((self.order > 0).any(axis=(1, 2)))
         return found
 
-    def padded(self, rows: Sequence[Sequence[float] | Floats], what: str) -> Floats:
+    def padded(self, rows: Sequence[Any], what: str) -> Floats:
         """Put one row of numbers for each state into an array, with 0 in padded places.
 
         Args:
@@ -174,12 +175,12 @@ def _read(states: Sequence[BenchState], kind: str) -> tuple[list[Floats], list[F
     return values, errors
 
 
-def _pad(rows: Sequence[Sequence[float] | Floats], mask: Bools, what: str) -> Floats:
+def _pad(rows: Sequence[Any], mask: Bools, what: str) -> Floats:
     out = np.zeros(mask.shape)
     for i, (row, n) in enumerate(zip(rows, mask.sum(axis=1).tolist(), strict=True)):
         if len(row) != n:
             raise ValueError(f"{what}: expected {n} numbers for state {i}, one a command, got {len(row)}")
-        out[i, :n] = row
+        out[i, :n] = np.asarray(row, dtype=np.float64)
     return out
 
 

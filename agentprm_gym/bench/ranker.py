@@ -34,7 +34,7 @@ BATCH = 64
 
 
 class RankerError(ValueError):
-    """A ranker returned something else than one finite number for each command."""
+    """Something is not a ranker, or a ranker returned something else than one finite number for each command."""
 
 
 @runtime_checkable
@@ -72,23 +72,25 @@ def check_ranker(ranker: object) -> None:
         ranker: anything.
 
     Raises:
-        TypeError: it has no name, or no method ``score`` or ``score_states``, or an unknown scale; the message says which.
+        RankerError: it has no name, no method ``score`` or ``score_states``, or an unknown scale; the message says which.
     """
     label = type(ranker).__name__
     if isinstance(ranker, type):
-        raise TypeError(
+        raise RankerError(
             f"expected a ranker, got the class {ranker.__name__}: make an object of it, {ranker.__name__}(...)"
         )
     name = getattr(ranker, "name", None)
     if not isinstance(name, str) or not name:
-        raise TypeError(f"the ranker of class {label} needs an attribute name, a text that is not empty, got {name!r}")
+        raise RankerError(
+            f"the ranker of class {label} needs an attribute name, a text that is not empty, got {name!r}"
+        )
     if not any(callable(getattr(ranker, method, None)) for method in ("score", "score_states")):
-        raise TypeError(
+        raise RankerError(
             f"the ranker {name!r} has no method score(task, history, commands): expected one that returns a number for each "
             "command"
         )
     if scale_of(ranker) not in SCALES:
-        raise TypeError(f"the ranker {name!r} has scale={scale_of(ranker)!r}: expected one of {', '.join(SCALES)}")
+        raise RankerError(f"the ranker {name!r} has scale={scale_of(ranker)!r}: expected one of {', '.join(SCALES)}")
 
 
 def scale_of(ranker: object) -> str:
@@ -160,8 +162,7 @@ def score_panel(
         For each state, in the order given, (A,) scores.
 
     Raises:
-        TypeError: it is not a ranker.
-        RankerError: it returned something else than one finite number for each command.
+        RankerError: it is not a ranker, or it returned something else than one finite number for each command.
     """
     check_ranker(ranker)
     # Models pad a batch to its longest row.

@@ -125,8 +125,8 @@ class _FolderRanker(BatchedRanker):
     def _by_prefix(self, prefix: list[int], commands: list[list[int]]) -> torch.Tensor:
         """The same with the prefix read once."""
         ids = torch.tensor([prefix], device=self.device)
-        # The classifier's own forward pass of a prefix reads a label that nobody needs, and fills the cache on the way.
-        cache = self.model(input_ids=ids, use_cache=True).past_key_values
+        # Token classifiers do not return the cache; the model under them does.
+        cache = self.model.base_model(input_ids=ids, use_cache=True).past_key_values
         out = []
         for start in range(0, len(commands), _ROWS):
             part = commands[start : start + _ROWS]

@@ -118,8 +118,7 @@ def make_ranker(text: str, options: Options | None = None) -> Ranker:
     Raises:
         FileNotFoundError: a file or folder is missing.
         ValueError: the name is unknown, or what stands behind it does not fit: a save without such a model, a base model that
-            is another one now.
-        TypeError: a class of your own does not make a ranker.
+            is another one now; or a class of your own does not make a ranker.
     """
     check_ranker_name(text)
     own, name = split_name(text)
@@ -140,7 +139,6 @@ def make_rankers(texts: Sequence[str], options: Options | None = None) -> list[R
     Raises:
         FileNotFoundError: see :func:`make_ranker`.
         ValueError: see :func:`make_ranker`; or two of them have the same name.
-        TypeError: see :func:`make_ranker`.
     """
     for text in texts:
         check_ranker_name(text)
@@ -246,7 +244,12 @@ def _make(name: str, options: Options) -> Ranker:
     if kind in ("classifier", "stepwise"):
         return _of_folder(kind, rest, options)
     thing = import_object(name, "ranker")
-    return cast("Ranker", thing() if isinstance(thing, type) else thing)
+    if not isinstance(thing, type):
+        return cast("Ranker", thing)
+    try:
+        return cast("Ranker", thing())
+    except TypeError as error:
+        raise ValueError(f"ranker {name!r}: the class cannot be made without arguments ({error})") from error
 
 
 def _noise(rest: str, seed: int) -> LabelRanker:

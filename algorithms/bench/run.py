@@ -112,7 +112,6 @@ def run_bench(
     Raises:
         ValueError: labels are missing, a ranker returned something else than one finite number for each command
             (``RankerError``), or ``draws_from`` has no probabilities.
-        TypeError: something is not a ranker.
     """
     # The labels are checked before any model is asked.
     measure = PanelMetrics(states, labels, gap=gap, n_samples=n_samples, seed=seed)
@@ -144,8 +143,8 @@ def _policy(
         return None
     if scale_of(ranker) != "log_prob":
         raise ValueError(
-            f"draws are taken from a policy, whose scores are log-probabilities, and {ranker.name!r} is none: expected uniform or "
-            "policy:MODEL"
+            f"draws are taken from a policy, whose scores are log-probabilities, and {ranker.name!r} is none: expected "
+            "uniform or policy:MODEL"
         )
     return [row.tolist() for row in probabilities_of(_scores(ranker, states, on_states))]
 

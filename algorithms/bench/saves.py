@@ -22,8 +22,8 @@ from agentprm_gym.prm.model import ProcessRewardModel
 from algorithms.common.shell.folders import is_save, saved_model
 from algorithms.common.shell.machine import check_device, use_fast_threads
 
-#: Places of the attention mask that are fed at once, about: rows times the square of their length. On a CPU few rows are fastest:
-#: on 150 states of 300 to 900 tokens and the bundled model, 2 million took half the time of 24 million.
+#: Places of the attention mask that are fed at once, about: rows times the square of their length. On a CPU few rows are
+#: fastest: on 150 states of 300 to 900 tokens and the bundled model, 2 million took half the time of 24 million.
 _MASK, _MASK_ON_GPU = 1_000_000, 48_000_000
 #: Characters of a token, about; too few rather than too many.
 _CHARS = 3

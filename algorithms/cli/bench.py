@@ -28,9 +28,9 @@ def add_parser(verbs: Any) -> None:
         verbs,
         "bench",
         help="measure process reward models and other rankers on a panel with exact labels",
-        description="Score every command of every state of a panel with each ranker, and measure how well the scores order them. "
-        "Prints a table, and writes OUT/result.json (all metrics with intervals over games, by task type), OUT/bench.png, and "
-        "OUT/rows.md, rows to paste. docs/bench.md explains the metrics and the labels.",
+        description="Score every command of every state of a panel with each ranker, and measure how well the scores order "
+        "them. Prints a table, and writes OUT/result.json (all metrics with intervals over games, by task type), a chart "
+        "OUT/bench.png, and OUT/rows.md, rows to paste. docs/bench.md explains the metrics and the labels.",
     )
     parser.add_argument(
         "rankers",
@@ -95,7 +95,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     Raises:
         OSError: the output folder cannot be written or is in use, or a file is missing.
         ValueError: a ranker, a panel or an option does not fit; the message names it, and nothing is written.
-        TypeError: a class of the user's own does not make a ranker.
     """
     from algorithms.bench.names import check_ranker_name
 
@@ -103,7 +102,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _check_out(args)
     for text in (*args.rankers, args.draws_from):
         check_ranker_name(text)
-    if any("policy:" in text or "prm:" in text or "implicit:" in text for text in (*args.rankers, args.draws_from)):
+    loads = ("policy:", "prm:", "implicit:", "classifier:", "stepwise:")
+    if any(kind in text for text in (*args.rankers, args.draws_from) for kind in loads):
         machine.check_device(args.device)
     if args.threads is not None:
         machine.set_threads(args.threads)
