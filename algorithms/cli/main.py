@@ -24,6 +24,7 @@ _EPILOG = """examples:
   agentprm train --resume runs/agentprm go on with a run that was killed or interrupted
   agentprm eval runs/agentprm --split valid_unseen
   agentprm compare runs/ppo runs/grpo   the curves of two runs in one chart
+  agentprm bench uniform policy:runs/sft prm:runs/agentprm --out runs/bench
   agentprm play --policy runs/agentprm
   agentprm export runs/agentprm --adapter prm --out prm
 
