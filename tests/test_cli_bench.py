@@ -63,6 +63,24 @@ def test_bench_prints_a_table_and_writes_a_result(cli: Cli, panel: Path, saved: 
     assert rows[3].startswith("| oracle | small v2 (") and "| 100.0 [100.0, 100.0] |" in rows[3]
 
 
+def test_the_table_fits_80_columns(tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from algorithms.bench.names import make_rankers
+    from algorithms.bench.run import run_bench
+    from algorithms.cli.bench import make_table
+
+    results = run_bench(
+        make_rankers(["uniform", "runs/a/long=oracle", "noise:0.1"]), small_panel(), "oracle", n_samples=20
+    )
+    console = Console(width=80, record=True, file=(tmp_path / "out").open("w"))
+    console.print(make_table(results))
+    text = console.export_text()
+    console.file.close()
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "100.0 [100.0, 100.0]" in text and "…" not in text
+
+
 def test_a_result_is_not_overwritten(cli: Cli, panel: Path, tmp_path: Path) -> None:
     words = ("bench", "uniform", "--panel", panel, "--out", tmp_path / "b", "--n-samples", 0)
     assert cli(*words).status == 0

@@ -346,8 +346,8 @@ def _regenerate(
         if game_id not in where.game_ids:
             raise PanelError(
                 f"the panel {path.name} needs the game {game_id!r} of split {split!r}, which is not among the {len(where)} "
-                f"games of {where.source!r}: your ALFWorld data is incomplete or of another release; run alfworld-download, and "
-                "set ALFWORLD_DATA to its folder"
+                f"games of {where.source!r}: your ALFWorld data is incomplete or of another release; run alfworld-download, "
+                "and set ALFWORLD_DATA to its folder"
             )
         game = where[where.index(game_id)]
         history = replay(game, row["played"])

@@ -48,7 +48,7 @@ _CHOICES = (
     "uniform, length, oracle, shuffled, labels:KIND, noise:SIGMA, policy:MODEL, prm:SAVE, implicit:SAVE, classifier:FOLDER, "
     "stepwise:FOLDER, judge:MODEL@URL, mean:A+B, or package.module:Class"
 )
-_NAMED = re.compile(r"([\w .\-]+)=(?=[A-Za-z_])")
+_NAMED = re.compile(r"([^:=+]+)=(?=[A-Za-z_])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def check_ranker_name(text: str) -> None:
         return
     if not colon or not rest:
         close = difflib.get_close_matches(kind, [*PLAIN, *WITH_MORE], n=1)
-        hint = f": did you mean {close[0] + (':...' if close[0] in WITH_MORE else '')!r}?" if close else ""
+        hint = f": did you mean {close[0] + (':...' if close[0] in WITH_MORE else '')!r}?" if close else "."
         raise ValueError(f"unknown ranker {text!r}{hint} Choose from {_CHOICES}")
     check = _CHECKS.get(kind)
     if check is not None:

@@ -203,23 +203,14 @@ def make_table(results: Sequence[Result]) -> Table:
     """
     from algorithms.bench.run import number
 
-    table = output.make_table(
-        "ranker",
-        "pairs in order %\n[95 % interval]",
-        "worst\ntype",
-        "top-1\n%",
-        "tau-b",
-        "regret",
-        "AUC in\nstate",
-        "AUC\npooled",
-    )
+    headers = ("pairs in order %\n[95 % interval]", "worst\ntype", "regret", "AUC in\nstate", "AUC\npooled")
+    table = output.make_table("ranker", *headers)
     for result in results:
         report = result.report
         table.add_row(
             escape(result.name),
             number(report["pair_accuracy"].overall, True, True),
             number(report["pair_accuracy"].worst, True),
-            number(report["top1"].overall, True),
-            *(number(report[name].overall, False) for name in ("kendall_tau", "regret", "auc", "pooled_auc")),
+            *(number(report[name].overall, False) for name in ("regret", "auc", "pooled_auc")),
         )
     return table
