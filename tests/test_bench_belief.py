@@ -127,7 +127,10 @@ def test_draws_follow_the_prior_at_the_start_of_a_game(generated_games: GameList
     target = next(o for o, kind in game.object_types.items() if kind == game.goal.object_type and game.locations[o])
     belief, n = Belief(game, history_of(game, [])), 4000
     assert target in belief.relevant
-    drawn = Counter(homes(game, world)[target][0] for world in belief.draw(n, np.random.default_rng(3)))
+    worlds = belief.draw(n, np.random.default_rng(3))
+    drawn = Counter(homes(game, world)[target][0] for world in worlds)
+    # It can be sliced where it lies.
+    assert all(w.start.locations[target] == (game.receptacles[homes(game, w)[target][0]],) for w in worlds[:100])
     number = Counter(r.rsplit(" ", 1)[0] for r in game.receptacles)
     kind = target.rsplit(" ", 1)[0]
     rates = {r: holding_rate(kind, r.rsplit(" ", 1)[0], number[r.rsplit(" ", 1)[0]]) for r in game.receptacles}
@@ -228,6 +231,27 @@ def test_a_lamp_behind_a_closed_door_is_known_to_be_there(generated_games: GameL
     contents[door] = tuple(sorted((*contents.get(door, ()), lamp), key=game.order.__getitem__))
     hidden = replace(game, contents=contents, locations={**game.locations, lamp: (game.receptacles[door],)})
     assert Belief(hidden, history_of(hidden, [f"go to {door}"])).allowed[lamp] == (door,)
+
+
+def test_a_knife_in_hand_tells_what_can_be_sliced_behind_closed_doors(generated_games: GameList) -> None:
+    pairs = []
+    for game in generated_games[:60]:
+        knives = [
+            (o, r)
+            for r, inside in game.contents.items()
+            for o in inside
+            if game.object_types[o] in ("Knife", "ButterKnife")
+        ]
+        doors = [r for r in game.receptacles if r in game.properties["openable"]]
+        if not knives:
+            continue
+        knife, r = knives[0]
+        opening = [f"open {r}"] if r in game.properties["openable"] else []
+        tour = [f"go to {door}" for door in doors if door != r]
+        pairs.append((game, state_of(game, [f"go to {r}", *opening, f"take {knife} from {r}", *tour])))
+    hiding = [any(c.startswith("slice ") for t in state.history for c in t.admissible_commands) for _, state in pairs]
+    assert sum(hiding) > 3
+    assert check_worlds(pairs[:12], 4) > 30
 
 
 def test_the_goal_is_not_reached_before_the_game_begins(generated_games: GameList) -> None:
