@@ -60,7 +60,7 @@ def test_a_good_player_does_what_it_was_asked_for() -> None:
 
 
 def test_remarks_are_about_what_the_transcript_shows() -> None:
-    remarks = dict.fromkeys(("again", "wrong", "found", "done"), 0)
+    remarks = dict.fromkeys(("again", "none", "wrong", "found", "done"), 0)
     for story in told("task", n=40):
         seen = set[str]()
         for before, turn, line in zip(story.turns, story.turns[1:], story.tasks, strict=False):
@@ -69,8 +69,8 @@ def test_remarks_are_about_what_the_transcript_shows() -> None:
             place = " ".join(words[-2:])
             if remark:
                 remarks[remark] += 1
-            if remark == "again":
-                assert place in seen
+            if remark in ("again", "none"):
+                assert (place in seen) == (remark == "again")
                 assert f"a {goal.object_type} " not in turn.feedback
             elif remark == "found":
                 assert f" {goal.object_type} " in turn.feedback

@@ -35,6 +35,9 @@ TYPES_FILE = Path(__file__).parent / "types.json"
 Batches: TypeAlias = "Queue[list[tuple[list[int], list[float]]]]"
 #: Weight of predicting what the world says, against 1 for what the player does.
 OBSERVATION_WEIGHT = 0.3
+#: Weight of the verb of a command, and of what a player says to have noticed: one token each, on which much depends.
+DECISION_WEIGHT = 3.0
+REMARKS = ("found", "none", "again", "wrong", "done")
 #: The curve of the loss has a point every so many steps.
 CURVE_STEPS = 50
 
@@ -65,6 +68,7 @@ def build_model(vocab_size: int, bos: int, eos: int, pad: int) -> LlamaForCausal
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=4096,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e7},
         tie_word_embeddings=True,
         bos_token_id=bos,
         eos_token_id=eos,
@@ -76,15 +80,19 @@ def build_model(vocab_size: int, bos: int, eos: int, pad: int) -> LlamaForCausal
 
 def encoded_stream(seed: int, prompt: PromptFormat) -> Iterator[tuple[list[int], list[float]]]:
     """Token ids and loss weights of corpus episodes."""
+    vocab = prompt.tokenizer.get_vocab()
+    remarks = {vocab[word] for word in REMARKS}
     for told in corpus(seed):
         writer, weights = TranscriptWriter(prompt, ""), list[float]()
         for task, turn in zip(told.tasks, told.turns, strict=True):
             writer.task = task
             writer.read(turn.feedback, turn.admissible_commands)
-            weights += [OBSERVATION_WEIGHT] * (len(writer.ids) - len(weights))
+            weights += [
+                DECISION_WEIGHT if token in remarks else OBSERVATION_WEIGHT for token in writer.ids[len(weights) :]
+            ]
             response = prompt.response_ids(turn.command)
             writer.say(response)
-            weights += [1.0] * len(response)
+            weights += [DECISION_WEIGHT] + [1.0] * (len(response) - 1)
         yield writer.ids, weights
 
 
@@ -198,7 +206,7 @@ def pretrain(
             losses = nn.functional.cross_entropy(logits, ids[:, 1:][keep], reduction="none")
             loss = (losses * w[keep]).sum() / w.sum()
             loss.backward()
-            chosen = w[keep] == 1.0
+            chosen = w[keep] >= 1.0
             recent.append((losses[chosen].mean().item(), losses[~chosen].mean().item()))
             nn.utils.clip_grad_norm_(trained, 1.0)
             for optimizer in optimizers:
@@ -241,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "weights", help="folder for the checkpoint")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after this long (0: after --steps)")
-    parser.add_argument("--steps", type=int, default=6300, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps")
     parser.add_argument("--batch-tokens", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

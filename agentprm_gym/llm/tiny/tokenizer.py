@@ -33,7 +33,7 @@ WORDS = (
     "go to", "take", "from", "move", "to", "open", "close", "use", "heat", "cool", "clean", "slice", "with",
     "examine", "inventory", "look", "help", "hot", "two", ";", ">", ":", "see", "nothing", "closed", "ok", "fail",
     "carry", "facing", "next", "special", "normal", "sliced", "cold", "commands", "put", "off",
-    "task", "action", "reason", "say", "please", "again", "wrong", "found", "done",
+    "task", "action", "reason", "say", "please", "again", "wrong", "found", "none", "done",
 )  # fmt: skip
 
 _ENTITY = r"[a-z]+ [0-9]+"
