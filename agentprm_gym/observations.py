@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 #: The keys of every observation.
 KEYS = ("task", "feedback", "admissible_commands")
+#: The greatest lengths, in characters. A long feedback of the official games has about 1,000, a long list of commands 4,000.
+MAX_TASK, MAX_FEEDBACK, MAX_COMMANDS = 1024, 16_384, 65_536
 
 
 def join_commands(commands: Sequence[str]) -> str:

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 #: The floors, the lowest first. A module belongs to the longest prefix that fits; those of one floor are apart.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    # The ground floor in three layers.
+    # The ground floor in four layers.
+    ("agentprm_gym.plain_text",),
     (
         *("agentprm_gym.episodes", "agentprm_gym.spaces", "agentprm_gym.checks", "agentprm_gym.answers"),
         "agentprm_gym.observations",

@@ -23,14 +23,15 @@ NONSENSE = ("dance", "", "go to moon 1", "Look", "look\nlook", "take the apple")
 
 @pytest.fixture(scope="module")
 def stock() -> Iterator[TextWorldEngine]:
-    engine = TextWorldEngine(cached=False)
+    engine = TextWorldEngine(cached=False, trust_games=True)
     yield engine
     engine.close()
 
 
 @pytest.fixture
 def cached() -> Iterator[TextWorldEngine]:
-    engine = TextWorldEngine()
+    # Some of the grammars below hold code.
+    engine = TextWorldEngine(trust_games=True)
     yield engine
     engine.close()
 

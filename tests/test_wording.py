@@ -24,7 +24,7 @@ from agentprm_gym.games import (
     parse_game,
     reword_command,
 )
-from agentprm_gym.games.game import domain_digest, grammar_digest
+from agentprm_gym.games.recognise import domain_digest, grammar_digest
 from tests.odd_game import odd_data, odd_game
 
 # Digests of the texts of 2.1.2: the official grammar and the package's domain. The packages' grammar says the same.

@@ -9,11 +9,13 @@ ENGINES = ("native", "textworld")
 __all__ = ["ENGINES", "Engine", "Frame", "make_engine"]
 
 
-def make_engine(name: str) -> Engine:
+def make_engine(name: str, *, trust_games: bool = False) -> Engine:
     """Make an engine by name.
 
     Args:
         name: ``"native"`` or ``"textworld"``.
+        trust_games: Whether ``"textworld"`` plays games whose grammar holds Python code, which then runs. The native engine
+            runs no code of games.
 
     Raises:
         ValueError: The name is not known.
@@ -27,5 +29,5 @@ def make_engine(name: str) -> Engine:
     if name == "textworld":
         from agentprm_gym.engines.textworld import TextWorldEngine
 
-        return TextWorldEngine()
+        return TextWorldEngine(trust_games=trust_games)
     raise ValueError(f"unknown engine {name!r}: choose from {', '.join(ENGINES)}")

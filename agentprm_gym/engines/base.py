@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 from agentprm_gym.games.game import Game
+from agentprm_gym.games.names import BadGameError
+from agentprm_gym.observations import MAX_COMMANDS, MAX_FEEDBACK
+from agentprm_gym.plain_text import whole
 
 NOTHING_HAPPENS = "Nothing happens."
 
@@ -21,6 +24,27 @@ class Frame(NamedTuple):
     feedback: str
     admissible_commands: tuple[str, ...]
     won: bool
+
+
+def whole_frame(frame: Frame, where: str) -> Frame:
+    """Return a frame of somebody else's interpreter as an observation can hold it.
+
+    Args:
+        frame: What the interpreter says; its texts may hold halves of characters.
+        where: Path or id of the game, for errors.
+
+    Raises:
+        BadGameError: A text is longer than observations are, or a command has several lines.
+    """
+    feedback, commands = whole(frame.feedback), tuple(map(whole, frame.admissible_commands))
+    broken = next((command for command in commands if "\n" in command or "\r" in command), None)
+    if broken is not None:
+        raise BadGameError(f"{where}: expected commands of one line each, got {broken[:80]!r}")
+    letters = sum(map(len, commands)) + len(commands)
+    for what, n, most in (("a feedback", len(feedback), MAX_FEEDBACK), ("a list of commands", letters, MAX_COMMANDS)):
+        if n > most:
+            raise BadGameError(f"{where}: expected {what} of at most {most:,} characters, got {n:,}")
+    return Frame(feedback, commands, frame.won)
 
 
 class Engine(Protocol):

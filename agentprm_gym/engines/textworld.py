@@ -6,9 +6,10 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
-from agentprm_gym.engines.base import Frame
+from agentprm_gym.engines.base import Frame, whole_frame
 from agentprm_gym.games.game import Game
 from agentprm_gym.games.names import BadGameError
 
@@ -47,11 +48,13 @@ class TextWorldEngine:
     same.
     """
 
-    def __init__(self, cached: bool = True) -> None:
+    def __init__(self, cached: bool = True, trust_games: bool = False) -> None:
         """Make an engine.
 
         Args:
             cached: Whether to keep what was parsed, translated and derived.
+            trust_games: Whether to play grammars that hold Python code, which then runs; see
+                :mod:`agentprm_gym.engines.textworld_safety`.
 
         Raises:
             ImportError: The stock stack is not installed.
@@ -61,6 +64,8 @@ class TextWorldEngine:
                 import textworld
                 from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
                 from textworld.envs.pddl import PddlEnv
+
+                from agentprm_gym.engines.textworld_safety import check_data
 
                 if cached:
                     from agentprm_gym.engines.textworld_cache import CachedPddlEnv as PddlEnv
@@ -73,6 +78,7 @@ class TextWorldEngine:
         self._make: Callable[[], Any] = lambda: AlfredDemangler(
             PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True)), shuffle=False
         )
+        self._check = None if trust_games else partial(check_data, cached=cached)
         self._idle = _IDLE[cached]
         self._env: Any = None
         self._game: Game | None = None
@@ -93,9 +99,13 @@ class TextWorldEngine:
         try:
             with _own_arguments():
                 if game is not loaded:
-                    # A dictionary and not a path: TextWorld would leave the file open.
-                    self._env.load(game.data())
-                state = self._env.reset()
+                    # A dictionary and not a path: TextWorld would leave the file open. And what was checked is what is
+                    # loaded, even if the file is another one by now.
+                    data = game.data()
+                    if self._check is not None:
+                        self._check(data, game.path or game.game_id)
+                    self._env.load(data)
+                frame = _frame(self._env.reset(), game)
         except BadGameError:
             raise
         # The translator exits the process, or asserts, where it does not understand a problem.
@@ -104,7 +114,7 @@ class TextWorldEngine:
                 f"{game.path or game.game_id}: the stock engine cannot play it ({type(error).__name__}: {error})"
             ) from error
         self._game, self._commands = game, []
-        return _frame(state)
+        return frame
 
     def step(self, command: str) -> Frame:
         """Execute any string; a string that is not an admissible command changes nothing, and the feedback says so.
@@ -115,6 +125,9 @@ class TextWorldEngine:
         game, self._game = self._loaded(), None
         try:
             state, _, _ = self._env.step(command)
+            frame = _frame(state, game)
+        except BadGameError:
+            raise
         except Exception as error:
             raise BadGameError(
                 f"{game.path or game.game_id}: the stock engine failed at step {len(self._commands) + 1}, "
@@ -122,7 +135,7 @@ class TextWorldEngine:
             ) from error
         self._game = game
         self._commands.append(command)
-        return _frame(state)
+        return frame
 
     def snapshot(self) -> CommandSnapshot:
         """Return the commands so far."""
@@ -158,6 +171,6 @@ class TextWorldEngine:
         return self._game
 
 
-def _frame(state: Any) -> Frame:
-    commands = tuple(state["admissible_commands"])
-    return Frame(str(state["feedback"]), commands, bool(state["won"]))
+def _frame(state: Any, game: Game) -> Frame:
+    frame = Frame(str(state["feedback"]), tuple(state["admissible_commands"]), bool(state["won"]))
+    return whole_frame(frame, game.path or game.game_id)

@@ -18,7 +18,10 @@ from textworld.envs.pddl import textgen
 from textworld.logic import Rule, Signature
 
 #: Names that mean something else where the stock code evaluates an expression.
-_STOCK_LOCALS = frozenset({"self", "context", "value"})
+STOCK_LOCALS = frozenset({"self", "context", "value"})
+#: Most symbols and characters of one text; a text of an official game takes some hundred symbols. A grammar may double a text
+#: in every rule.
+MAX_STEPS, MAX_LETTERS = 50_000, 1_000_000
 #: Stands for any facts that an expression may have read.
 ANYTHING = Signature("anything", ())
 
@@ -28,7 +31,7 @@ Context = dict[str, Any]
 
 
 @lru_cache(4096)
-def _symbols(text: str) -> tuple[Any, ...]:
+def parse_symbols(text: str) -> tuple[Any, ...]:
     """Parse a text with symbols, such as a command's template."""
     return tuple(textgen._parse_and_convert(text, rule_name="symbols"))
 
@@ -50,7 +53,7 @@ def _expression(text: str) -> tuple[CodeType, frozenset[str]] | None:
         return None
     harmless = (ast.Expression, ast.Name, ast.Load, ast.Attribute, ast.Constant, ast.BinOp, ast.Add, ast.BoolOp, ast.Or)
     names = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
-    if names & _STOCK_LOCALS or not all(isinstance(node, harmless) for node in ast.walk(tree)):
+    if names & STOCK_LOCALS or not all(isinstance(node, harmless) for node in ast.walk(tree)):
         return None
     return code, names
 
@@ -92,20 +95,35 @@ class Grammar(textgen.ContextSensitiveGrammar):
         grammar = cls()
         for name, rules in json.loads(text).items():
             for rule in rules:
-                symbols, weight, condition = _symbols(rule["rhs"]), rule.get("weight", 1), rule.get("condition", "")
+                symbols, weight, condition = (
+                    parse_symbols(rule["rhs"]),
+                    rule.get("weight", 1),
+                    rule.get("condition", ""),
+                )
                 grammar.add_rule(textgen.ProductionRule(lhs=name, rhs=symbols, weight=weight, condition=condition))
         return grammar
 
     def derive(self, start: str, context: Context) -> str:
-        """Return the text of `start` in a context."""
-        stack = [(symbol, context) for symbol in reversed(_symbols(start))]
-        derived = []
+        """Return the text of `start` in a context.
+
+        Raises:
+            RuntimeError: The text is far longer than that of any game. It is no ``ValueError``, which TextWorld takes for a
+                command that does nothing.
+        """
+        stack = [(symbol, context) for symbol in reversed(parse_symbols(start))]
+        derived: list[str] = []
+        n_steps = n_letters = 0
         while stack:
             symbol, context = stack.pop()
-            if isinstance(symbol, textgen.TerminalSymbol):
-                derived.append(symbol.symbol)
-            elif isinstance(symbol, textgen.EvalSymbol):
-                derived.append(_evaluate(symbol, context))
+            n_steps += 1
+            if n_steps > MAX_STEPS or len(stack) > MAX_STEPS or n_letters > MAX_LETTERS:
+                raise RuntimeError(
+                    f"the text of {start[:80]!r} does not end; its grammar may be made to fill the memory"
+                )
+            if isinstance(symbol, (textgen.TerminalSymbol, textgen.EvalSymbol)):
+                is_text = isinstance(symbol, textgen.TerminalSymbol)
+                derived.append(str(symbol.symbol if is_text else _evaluate(symbol, context)))
+                n_letters += len(derived[-1])
             elif isinstance(symbol, textgen.NonterminalSymbol):
                 stack += reversed([(s, context) for s in self._rule(symbol, context).rhs])
             elif isinstance(symbol, textgen.ConditionalSymbol):
@@ -116,7 +134,7 @@ class Grammar(textgen.ContextSensitiveGrammar):
                 stack += reversed([item if isinstance(item, tuple) else (item, context) for item in items])
             else:
                 raise NotImplementedError(f"Unknown symbol: {type(symbol)}")
-        return "".join(map(str, derived))
+        return "".join(derived)
 
     def _rule(self, symbol: Any, context: Context) -> Any:
         """Return the first rule that applies; all are tried, since a broken later rule must raise its error."""

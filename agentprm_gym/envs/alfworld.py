@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from agentprm_gym.checks import check_bool
 from agentprm_gym.engines import make_engine
 from agentprm_gym.engines.base import Frame
 from agentprm_gym.engines.native import NativeEngine
@@ -69,6 +70,7 @@ class ALFWorldEnv(TextGameEnv):
         generator_kwargs: Mapping[str, Any] | None = None,
         grammar: str | None = None,
         parse: str | ParseFunction = "tolerant",
+        trust_games: bool = False,
     ) -> None:
         """Make an environment.
 
@@ -93,6 +95,8 @@ class ALFWorldEnv(TextGameEnv):
             parse: How actions are read: ``"tolerant"``, ``"strict"``, ``"exact"``, a name that
                 :func:`agentprm_gym.register_reader` knows, a regular expression with a group ``(?P<command>...)``, or a
                 function; see :func:`agentprm_gym.readers.make_reader`.
+            trust_games: Whether ``engine="textworld"`` plays games whose grammar holds Python code. This code then runs, so
+                it is for games of people you trust. The native engine runs no code of games.
 
         Raises:
             ValueError: A split, task type, engine, ``on_bad_game``, ``goal_text``, grammar, ``parse`` or key of
@@ -119,7 +123,7 @@ class ALFWorldEnv(TextGameEnv):
                 'are, or run `alfworld-download` to get them; goal_text="template" needs no data'
             )
         self._goal_text = goal_text
-        self._engine = make_engine(engine)
+        self._engine = make_engine(engine, trust_games=check_bool("trust_games", trust_games))
         # Where the stock engine plays, a native engine replays the commands to answer privileged questions.
         self._shadow = None if isinstance(self._engine, NativeEngine) else NativeEngine()
         self._game: Game | None = None

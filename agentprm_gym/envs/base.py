@@ -16,14 +16,13 @@ from agentprm_gym.envs.hooks import GameHooks
 from agentprm_gym.envs.records import RESET_OPTIONS, EnvState, GameCard, Observation, Step, checked_options
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.games.names import BadGameError
-from agentprm_gym.observations import join_commands
+from agentprm_gym.observations import MAX_COMMANDS, MAX_FEEDBACK, MAX_TASK, join_commands
 from agentprm_gym.readers import ParseFunction, make_reader
 from agentprm_gym.spaces import UnicodeText
 
 __all__ = ["RESET_OPTIONS", "EnvState", "GameCard", "Observation", "Step", "TextGameEnv"]
 
-# Generous: a long feedback of the official games has about 1,000 characters, a long list 4,000.
-_MAX_TASK, _MAX_FEEDBACK, _MAX_COMMANDS, _MAX_ACTION = 1024, 16_384, 65_536, 16_384
+_MAX_ACTION = 16_384
 
 
 class TextGameEnv(gym.Env[Observation, str], GameHooks):
@@ -60,9 +59,9 @@ class TextGameEnv(gym.Env[Observation, str], GameHooks):
         self.reads_responses = parse in ("tolerant", "strict")
         self.render_mode = render_mode
         texts: dict[str, spaces.Space[Any]] = {
-            "task": UnicodeText(_MAX_TASK),
-            "feedback": UnicodeText(_MAX_FEEDBACK),
-            "admissible_commands": UnicodeText(_MAX_COMMANDS),
+            "task": UnicodeText(MAX_TASK),
+            "feedback": UnicodeText(MAX_FEEDBACK),
+            "admissible_commands": UnicodeText(MAX_COMMANDS),
         }
         self.observation_space = cast("spaces.Space[Observation]", spaces.Dict(texts))
         self.action_space = UnicodeText(_MAX_ACTION)

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 from gymnasium import spaces
 
-from agentprm_gym.engines.base import NOTHING_HAPPENS, Frame
+from agentprm_gym.engines.base import NOTHING_HAPPENS, Frame, whole_frame
 from agentprm_gym.envs.base import GameCard, Observation, TextGameEnv
 from agentprm_gym.envs.vector import TextVectorEnv
 from agentprm_gym.games.names import BadGameError
+from agentprm_gym.plain_text import whole
 from agentprm_gym.readers import ParseFunction
 from agentprm_gym.spaces import UnicodeText
 
@@ -23,6 +24,8 @@ NO_OBJECTIVE = "play the game and win it."
 
 # An objective may describe every step of a long quest.
 _MAX_TASK = 16_384
+# The standard's limit for a story, and far more than the description of a large game.
+_MAX_STORY, _MAX_DESCRIPTION = 524_288, 50_000_000
 _GAME_FILE = re.compile(r"\.z[1-8]$")
 _OTHER_FILES = {
     ".json": "this is a game's description, which does not hold its texts: name the .z8 beside it",
@@ -149,7 +152,9 @@ class TextWorldEnv(TextGameEnv):
             self._env = _open(path)
             self._path = path
         frame = self._begin()
-        task = (self._state.get("objective") or "").strip() or NO_OBJECTIVE
+        task = whole((self._state.get("objective") or "").strip()) or NO_OBJECTIVE
+        if len(task) > _MAX_TASK:
+            raise BadGameError(f"{path}: expected an objective of at most {_MAX_TASK:,} characters, got {len(task):,}")
         return GameCard(index, game_id, "train", "textworld", task, "textworld"), frame
 
     def _begin(self) -> Frame:
@@ -182,7 +187,8 @@ class TextWorldEnv(TextGameEnv):
     def _frame_now(self) -> Frame:
         text = _STATUS.sub("", _BANNER.sub("", self._state["feedback"]))
         text = _GAP.sub("\n\n", text).strip()
-        return Frame(text, tuple(self._state["admissible_commands"]), bool(self._state["won"]))
+        frame = Frame(text, tuple(self._state["admissible_commands"]), bool(self._state["won"]))
+        return whole_frame(frame, str(self._path))
 
     def _save(self) -> object:
         return tuple(self._commands)
@@ -266,6 +272,9 @@ def _check_story(path: Path) -> None:
     Raises:
         BadGameError: It is not a Z-machine game, or a part of it is missing.
     """
+    for file, most in ((path, _MAX_STORY), (path.with_suffix(".json"), _MAX_DESCRIPTION)):
+        if file.is_file() and file.stat().st_size > most:
+            raise BadGameError(f"{file}: expected at most {most:,} bytes, got {file.stat().st_size:,}")
     data = path.read_bytes()
     version = data[0] if len(data) >= 64 else 0
     if not 1 <= version <= 8:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from sys import intern
 from typing import Any
 
+from agentprm_gym.games.limits import check_declared
 from agentprm_gym.games.names import BadGameError, UnsupportedGameError
 
 # The facts that an initial state may hold, and the kinds of their arguments.
@@ -82,6 +83,7 @@ def read_facts(
     if _FACT.sub("", init).strip() != ")":
         raise BadGameError(f"{where}: expected a flat list of facts in (:init ...)")
     declared = _declared(header)
+    check_declared(sum(map(len, declared.values())), where)
     for name, rows in facts.items():
         kinds = _SIGNATURES.get(name)
         if kinds is None:

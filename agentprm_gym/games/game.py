@@ -7,19 +7,18 @@ reads only the problem.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from sys import intern
 from typing import Any
 
 from agentprm_gym.games.facts import no_entities, read_entities, read_facts
 from agentprm_gym.games.goal import Goal, parse_goal
+from agentprm_gym.games.limits import check_declared, check_problem, check_task_length, check_texts
 from agentprm_gym.games.names import SPLITS, TASK_TYPES, BadGameError, UnsupportedGameError
+from agentprm_gym.games.recognise import MAX_GRAMMAR, check_task, read_task, recognise, task_line, unescaped
 from agentprm_gym.games.wording import (
     WORDINGS,
     check_grammar,
@@ -41,26 +40,6 @@ __all__ = [
 
 #: A larger file is not a game: the official files have about 110 kB.
 MAX_FILE_BYTES = 5_000_000
-# A larger grammar is not a known one (these have 13 kB), so it is not even searched.
-_MAX_GRAMMAR = 100_000
-
-_SINKS, _SINK_BASINS = frozenset({"SinkBasin", "Sink"}), frozenset({"SinkBasin"})
-# First 16 hex digits of the SHA-256 of the known domains: the receptacle types that clean, and the release.
-_KNOWN_DOMAINS = {
-    "fd12e1f2896effe5": (_SINKS, "2.1.2"),  # the official games
-    "3c0b24a49f36292e": (_SINK_BASINS, "2.1.2"),  # the alfworld package
-    "3396929f4cc3693c": (_SINKS, "2.1.1"),  # the official games before
-    "502d719a8f2b1d9a": (_SINK_BASINS, "2.1.1"),  # the alfworld package up to 0.3.5
-}
-# The same of the known grammars, with the task line blanked: the release.
-_KNOWN_GRAMMARS = {
-    "5f205218f62a04aa": "2.1.2",
-    "722a3aa11deb43d6": "2.1.2",
-    "100917d5750d83ff": "2.1.1",
-}
-
-_TASK = re.compile(r"Your task is to: ((?:[^\"\\]|\\.)*)\"")
-_STRING_OR_SPACE = re.compile(r"\"(?:[^\"\\]|\\.)*\"|\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +113,12 @@ class Game:
         return replace(self, _data=None, _make=make)
 
     def with_task(self, task: str) -> Game:
-        """Return this game with its task in other words, for both engines; the goal does not change."""
+        """Return this game with its task in other words, for both engines; the goal does not change.
+
+        Raises:
+            BadGameError: The stock grammar would read the task as more than a text.
+        """
+        check_task(task, self.path or self.game_id)
         return replace(self, task=task)
 
     def in_grammar(self, grammar: str | None) -> Game:
@@ -172,15 +156,15 @@ class Game:
         """
         data = self._original_data()
         grammar, domain = data.get("grammar"), data.get("pddl_domain")
-        if not isinstance(grammar, str) or not isinstance(domain, str) or len(grammar) > _MAX_GRAMMAR:
+        if not isinstance(grammar, str) or not isinstance(domain, str) or len(grammar) > MAX_GRAMMAR:
             return data
         if self.grammar:
             grammar = reword_grammar(grammar, self.grammar)
             data |= {"grammar": grammar, "pddl_domain": reword_domain(domain, self.grammar)}
             if "walkthrough" in data:
                 data["walkthrough"] = list(self.walkthrough)
-        line = _TASK.search(grammar)
-        if line is not None and _unescaped(line[1]) != self.task:
+        line = task_line(grammar)
+        if line is not None and unescaped(line[1]) != self.task:
             # The task was put in other words; dumps ends with the quotation mark that ends the line.
             data["grammar"] = f"{grammar[: line.start(1)]}{json.dumps(self.task)[1:]}{grammar[line.end() :]}"
         return data
@@ -235,7 +219,8 @@ def parse_game(data: Mapping[str, Any], *, game_id: str, split: str, path: str |
     domain, grammar, problem = _texts(data, where)
     task_type = _task_type(game_id, where)
     begin, end = _sections(problem, where)
-    release, sink_types = _recognise(domain, grammar, where)
+    release, sink_types = recognise(domain, grammar, where)
+    task = _task(grammar, where)
     try:
         goal = parse_goal(problem[end:])
     except ValueError as error:
@@ -243,11 +228,12 @@ def parse_game(data: Mapping[str, Any], *, game_id: str, split: str, path: str |
     facts = read_facts(problem[:begin], problem[begin + len("(:init") : end], where, goal.types)
     entities = read_entities(facts, where)
     _check_location_names(entities["receptacles"], entities["location_names"], release, where)
+    check_texts(entities, task, where)
     return Game(
         game_id=game_id,
         split=split,
         task_type=task_type,
-        task=_task(grammar, where),
+        task=task,
         walkthrough=_walkthrough(data, where),
         path=path,
         goal=goal,
@@ -274,18 +260,18 @@ def unread_game(data: Mapping[str, Any], *, game_id: str, split: str, why: str, 
     where = path or game_id
     domain, grammar, problem = _texts(data, where)
     task_type = _task_type(game_id, where)
-    _sections(problem, where)
-    if len(grammar) > _MAX_GRAMMAR or _TASK.search(grammar) is None:
-        raise BadGameError(f"{where}: expected a grammar with a line 'Your task is to: ...'")
+    begin, _ = _sections(problem, where)
+    check_declared(len(problem[:begin].split()), where)
+    task = _task(grammar, where)
     try:
-        release, _ = _recognise(domain, grammar, where)
+        release, _ = recognise(domain, grammar, where)
     except UnsupportedGameError:
         release = ""
     return Game(
         game_id=game_id,
         split=split,
         task_type=task_type,
-        task=_task(grammar, where),
+        task=task,
         walkthrough=_walkthrough(data, where),
         path=path,
         goal=Goal("", ""),
@@ -295,20 +281,6 @@ def unread_game(data: Mapping[str, Any], *, game_id: str, split: str, why: str, 
         unsupported=why,
         _data=dict(data) if path is None else None,
     )
-
-
-def _recognise(domain: str, grammar: str, where: str) -> tuple[str, frozenset[str]]:
-    """Return a game's release and the receptacle types that clean, by the hashes of its domain and grammar."""
-    sink_types, release = _KNOWN_DOMAINS.get(domain_digest(domain), (None, ""))
-    if sink_types is None:
-        raise UnsupportedGameError(where, "its domain is not one that the native engine knows")
-    blank_grammar = _TASK.sub('Your task is to: "', grammar) if len(grammar) <= _MAX_GRAMMAR else ""
-    of_grammar = _KNOWN_GRAMMARS.get(grammar_digest(blank_grammar))
-    if of_grammar is None:
-        raise UnsupportedGameError(where, "its grammar is not one that the native engine knows")
-    if of_grammar != release:
-        raise UnsupportedGameError(where, f"its domain is of release {release} and its grammar of release {of_grammar}")
-    return release, sink_types
 
 
 def _check_location_names(
@@ -344,8 +316,15 @@ def _task_type(game_id: str, where: str) -> str:
     return task_type
 
 
+def _task(grammar: str, where: str) -> str:
+    task = read_task(grammar, where)
+    check_task_length(task, where)
+    return task
+
+
 def _sections(problem: str, where: str) -> tuple[int, int]:
-    """Return where the problem's initial state and its goal begin."""
+    """Check the problem, and return where its initial state and its goal begin."""
+    check_problem(problem, where)
     begin, end = problem.find("(:init"), problem.find("(:goal")
     if begin < 0 or end < begin:
         raise BadGameError(f"{where}: the problem lacks an (:init ...) followed by a (:goal ...)")
@@ -359,40 +338,3 @@ def _walkthrough(data: Mapping[str, Any], where: str) -> tuple[str, ...]:
     if not isinstance(commands, (list, tuple)) or not all(isinstance(c, str) for c in commands):
         raise BadGameError(f"{where}: expected a list of commands under 'walkthrough'")
     return tuple(intern(c) for c in commands)
-
-
-def _digest(text: str) -> str:
-    # JSON may hold a lone surrogate, which UTF-8 cannot encode.
-    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
-
-
-@lru_cache(16)
-def domain_digest(domain: str) -> str:
-    """Hash a domain; comments, case and white space do not matter."""
-    words = " ".join(re.sub(r";[^\n]*", "", domain).lower().split())
-    return _digest(re.sub(r" ?([()]) ?", r"\1", words))
-
-
-@lru_cache(16)
-def grammar_digest(blank_grammar: str) -> str:
-    """Hash a grammar whose task line was blanked; white space outside its texts does not matter."""
-    # Triple quotes enclose JSON, whose own strings are the texts.
-    unquoted = blank_grammar.replace('"""', "'''")
-    return _digest(_STRING_OR_SPACE.sub(lambda found: "" if found[0].isspace() else found[0], unquoted))
-
-
-def _task(grammar: str, where: str) -> str:
-    match = _TASK.search(grammar)
-    assert match is not None  # a grammar without this line has a different hash
-    task = _unescaped(match[1])
-    if task is None:
-        raise BadGameError(f"{where}: expected the task line to hold a JSON text, got {match[1]!r}")
-    return task
-
-
-def _unescaped(text: str) -> str | None:
-    """Return what a JSON string says; ``None`` where the text is not a JSON string."""
-    try:
-        return str(json.loads(f'"{text}"', strict=False))
-    except ValueError:
-        return None

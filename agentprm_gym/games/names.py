@@ -30,7 +30,10 @@ class UnsupportedGameError(BadGameError):
             where: Path or id of the game.
             what: What the native engine does not support, as a clause.
         """
-        super().__init__(f'{where}: {what}; engine="textworld" plays it')
+        super().__init__(
+            f'{where}: {what}; engine="textworld" plays it, unless its grammar holds code: look at the file first, or ask who '
+            "made it"
+        )
         self.where, self.what = where, what
 
     def __reduce__(self) -> tuple[type[UnsupportedGameError], tuple[str, str]]:

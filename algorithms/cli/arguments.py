@@ -143,6 +143,16 @@ def add_game_options(parser: argparse.ArgumentParser, split: str | None, *, no_s
     parser.set_defaults(default_split=split)
 
 
+def add_trust_option(parser: Any) -> None:
+    """The option that lets games run code."""
+    parser.add_argument(
+        "--trust-games",
+        action="store_true",
+        help="let the stock engine (textworld) play games whose grammar holds Python code, which then runs on this machine: "
+        "only for games of people you trust. A configuration cannot say this",
+    )
+
+
 def add_env_options(parser: argparse.ArgumentParser) -> None:
     """Options for an environment of the user's own; behind :func:`add_game_options`."""
     group = parser.add_argument_group("environments and classes of your own")
@@ -284,6 +294,8 @@ def fill_games(args: argparse.Namespace) -> None:
 def env_kwargs(args: argparse.Namespace, **override: Any) -> dict[str, Any]:
     """The environment's keyword arguments that the options ask for; :func:`fill_games` was called before."""
     games = {"split": args.split, "games": args.games, "task_types": args.task_types} if is_alfworld(args) else {}
+    if games and getattr(args, "trust_games", False):
+        games["trust_games"] = True
     return {**games, **override, **(getattr(args, "env_kwargs", None) or {})}
 
 

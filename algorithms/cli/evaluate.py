@@ -103,6 +103,7 @@ def add_parser(verbs: Any) -> None:
     )
     acting.add_argument("--prm", metavar="ZIP", help="save with the process reward model (default: the policy's own)")
     arguments.add_game_options(parser, "valid_seen")
+    arguments.add_trust_option(parser)
     arguments.add_env_options(parser)
     arguments.add_run_options(parser, None, no_out="runs/eval/MODEL-SPLIT")
     arguments.add_server_options(parser)

@@ -63,6 +63,7 @@ def add_parser(verbs: Any) -> None:
     )
     arguments.add_import_option(parser)
     arguments.add_game_options(parser, "valid_seen")
+    arguments.add_trust_option(parser)
     watch = parser.add_argument_group("watching")
     arguments.add_base_option(watch)
     watch.add_argument(

@@ -115,6 +115,7 @@ def add_parser(verbs: Any) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model.zip that is in the output folder")
     arguments.add_game_options(parser, "train")
+    arguments.add_trust_option(parser)
     arguments.add_env_options(parser)
     arguments.add_run_options(parser, "runs/train")
     parser.set_defaults(run=run, rules=RULES, parser=parser)
