@@ -2,13 +2,18 @@
 
 A value is read by the same function as on the command line (``type=`` of its option), straight into the parser's defaults.
 What stands on the command line counts more.
+
+A configuration may be somebody else's. It cannot let code run: ``trust_remote_code`` and ``trust_games`` count on the command
+line only, and a name of code (``package.module:Class``, a module to import) or of a variable that holds a key only where the
+command line says it, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,13 @@ from algorithms.cli.settings import SettingsAction, nested
 
 #: A run's configuration in its folder.
 FILE = "config.yaml"
+#: Settings that let files of other people run code; they are neither read from a configuration nor written into one.
+GRANTS = ("trust_remote_code", "trust_games")
+# A larger file is not a list of options.
+_MAX_BYTES = 200_000
+# "package.module:Name", or "module:Env-v0"; names such as "prm:model" are those of rewards, not of modules.
+_CODE = re.compile(r"(?!(?:prm|reference|implicit|judge|openai):)[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
+_OWN_IDS = frozenset(f"agentprm_gym:{name}-v0" for name in ("ALFWorld", "ALFWorldPRM", "TextWorld", "TextWorldPRM"))
 
 
 @dataclass(frozen=True)
@@ -56,24 +68,26 @@ def complete(
     if args.resume is not None:
         return _with_resume(parser, verb, words, Path(args.resume), rules)
     if args.config is not None:
-        verb.set_defaults(**read_config(verb, Path(args.config)))
+        verb.set_defaults(**read_config(verb, Path(args.config), words))
         args = parser.parse_args(words)
     return args
 
 
-def read_config(verb: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+def read_config(verb: argparse.ArgumentParser, path: Path, words: Sequence[str] = ()) -> dict[str, Any]:
     """Read a configuration.
 
     Args:
         verb: the parser of its verb.
         path: a YAML file, in UTF-8.
+        words: the command line, which has to repeat what lets code run.
 
     Returns:
         Values by the options' destinations.
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: the file is not a YAML mapping, an option is unknown, or a value is wrong.
+        ValueError: the file is not a YAML mapping, an option is unknown, a value is wrong, or the file would let code run
+            that the command line does not name.
     """
     import yaml
 
@@ -81,9 +95,15 @@ def read_config(verb: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise FileNotFoundError(f"--config: no file {str(path)!r}")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"--config: expected {path} to be a list of options, got {path.stat().st_size:,} bytes")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+            # A few aliases of aliases stand for more values than fit into memory.
+            raise ValueError(f"--config: {path} uses YAML's aliases (*name), which are not read: write the values out")
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"--config: {path} is not YAML in UTF-8: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"--config: expected {path} to hold options such as 'algo: ppo', got {type(config).__name__}")
@@ -98,7 +118,72 @@ def read_config(verb: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
                 values[action.dest] = _read(action, value)
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise ValueError(f"--config: {path}: {name} (--{name.replace('_', '-')}): {error}") from None
+    _check_harmless(values, path, words)
     return values
+
+
+def _check_harmless(values: Mapping[str, Any], path: Path, words: Sequence[str]) -> None:
+    """Refuse a configuration that lets code run, or sends a key, without the command line.
+
+    Raises:
+        ValueError: it does; the message says what to write on the command line.
+    """
+    granted = next(_grants(values), None)
+    if granted is not None:
+        how = "--trust-games" if granted == "trust_games" else f"--set policy_kwargs.{granted}=true"
+        raise ValueError(
+            f"--config: {path} says {granted}, which lets files of other people run code on this machine: take it out of the "
+            f"file, and write {how} on the command line if you trust them"
+        )
+    for option, name in _named(values):
+        if not any(name in word for word in words):
+            raise ValueError(
+                f"--config: {path} names {name!r} ({option}), which would run code or send a key: if you trust the file, "
+                f"say it on the command line, too: {option} {name}"
+            )
+
+
+def _grants(value: Any) -> Iterator[str]:
+    """Yield the settings in a configuration that let code run."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key in GRANTS and inner not in (None, False):
+                yield str(key)
+            yield from _grants(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _grants(inner)
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield option and name of the code and of the secrets that a configuration names."""
+    for key, value in values.items():
+        option = "--import" if key == "modules" else "--set" if key == "settings" else f"--{key.replace('_', '-')}"
+        if key in ("modules", "api_key_env"):
+            names = [value] if isinstance(value, str) else list(value)
+        else:
+            names = [text for text in _texts(value) if _CODE.fullmatch(text) and text not in _OWN_IDS]
+        yield from ((option, str(name)) for name in names)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    for one in inner:
+        yield from _texts(one)
+
+
+def without_grants(value: Any) -> Any:
+    """Nested settings without those that only a command line may make.
+
+    Args:
+        value: a value of an option.
+    """
+    if isinstance(value, Mapping):
+        kept = {key: without_grants(inner) for key, inner in value.items() if key not in GRANTS}
+        return {key: inner for key, inner in kept.items() if inner != {} or value[key] == {}}
+    return value
 
 
 def options_of(verb: argparse.ArgumentParser) -> dict[str, argparse.Action]:
@@ -152,7 +237,7 @@ def _with_resume(
         raise FileNotFoundError(
             f"--resume: expected {path}, which 'agentprm {rules.verb}' writes when it begins; this file is missing"
         )
-    verb.set_defaults(**read_config(verb, path), out=folder)
+    verb.set_defaults(**read_config(verb, path, words), out=folder)
     begun, args = parser.parse_args([rules.verb]), parser.parse_args(list(words))
     for name in ("config", "overwrite"):
         if getattr(args, name):
@@ -162,7 +247,9 @@ def _with_resume(
     for name, action in options_of(verb).items():
         if name in (*rules.may_change, "resume"):
             continue
-        before, now = getattr(begun, action.dest), getattr(args, action.dest)
+        if name in GRANTS:
+            continue
+        before, now = (without_grants(getattr(told, action.dest)) for told in (begun, args))
         # An option that the algorithm does not have is refused with the others, later.
         if before == now or (name in rules.may_grow and (before is None or now > before)):
             continue
@@ -190,8 +277,8 @@ def write_config(
     import yaml
 
     values = {**vars(args), **other}
-    options = {name: values.get(action.dest) for name, action in options_of(verb).items()}
-    left_out = (*rules.not_saved, "config", "resume", "out", "overwrite")
+    options = {name: without_grants(values.get(action.dest)) for name, action in options_of(verb).items()}
+    left_out = (*GRANTS, *rules.not_saved, "config", "resume", "out", "overwrite")
     config = {
         name: value for name, value in options.items() if name not in left_out and value not in (None, {}, [], False)
     }
