@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,9 @@ class Completion(NamedTuple):
 
 
 Message = dict[str, str]
+
+# Of one answer; a server that says more is wrong.
+_MAX_TOKENS = 100_000_000
 
 
 class ServerClient:
@@ -60,7 +64,8 @@ class ServerClient:
             base_url: the server's address, to which ``/chat/completions`` is added, for example ``http://127.0.0.1:8000/v1``.
             model: the model's name at the server.
             api_key_env: environment variable that holds the API key; without the variable no key is sent.
-            timeout: seconds to wait for an answer, above 0.
+            timeout: seconds that an attempt may take in all, above 0. An answer of more than
+                :data:`agentprm_gym.chat_limits.MAX_BYTES` is given up, too.
             max_retries: attempts after the first, 0 or more. A request is tried again after no connection, a timeout, and the
                 statuses 408, 409, 425, 429, and 500 and above.
             concurrency: requests that run at once, 1 or more.
@@ -160,20 +165,22 @@ class ServerClient:
                 return []  # asked for one by one; if something else was wrong, those requests raise it
             raise
         try:
-            data = response.json()
+            data = json.loads(response.text)
+            # More than were asked for are not looked at.
             answers = [
-                Completion(_text(c["message"].get("content")), c.get("finish_reason") == "length")
-                for c in data["choices"]
+                Completion(self._sender.kept(_text(c["message"].get("content"))), c.get("finish_reason") == "length")
+                for c in data["choices"][:wanted]
             ]
             if not answers:
                 raise ValueError("no choices")
             used = data.get("usage") or {}
-            tokens = int(used.get("prompt_tokens") or 0), int(used.get("completion_tokens") or 0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            tokens = _tokens(used.get("prompt_tokens")), _tokens(used.get("completion_tokens"))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ServerError(
-                f"{response.url} answered with something else than a chat completion ({type(error).__name__}: {error}): "
-                f"{self._sender.shown(response.text)!r}. Is the address right? It usually ends with /v1",
-                response.status_code,
+                f"{response.url} answered with something else than a chat completion "
+                f"({type(error).__name__}: {self._sender.shown(str(error))}): {self._sender.shown(response.text)!r}. "
+                "Is the address right? It usually ends with /v1",
+                response.status,
             ) from None
         self._sender.count(prompt_tokens=tokens[0], completion_tokens=tokens[1])
         if len(answers) < wanted:
@@ -229,8 +236,15 @@ class ServerClient:
         )
 
 
+def _tokens(value: Any) -> int:
+    """A count of tokens; what cannot be one is not counted."""
+    return value if type(value) is int and 0 <= value <= _MAX_TOKENS else 0
+
+
 def _text(content: Any) -> str:
     """A message's text without thoughts; some servers give it in parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if part.get("type", "text") == "text")
-    return "" if content is None else str(content)
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"expected the message's content as text, got {type(content).__name__}")
+    return content or ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import json
 import os
 import random
 import threading
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
+
+from agentprm_gym.chat_limits import AnswerTooLargeError, deadline, kept, masked, read_body, with_deadlines
+from agentprm_gym.plain_text import whole
 
 #: Statuses after which the next attempt may succeed: timeout, conflict, too early, too many requests, and all of 500 and above.
 _RETRIED = frozenset({408, 409, 425, 429})
@@ -75,6 +79,28 @@ class Usage:
         return {name: getattr(self, name) for name in names}
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server answered, read to its end and unpacked.
+
+    Attributes:
+        url: the address that was asked.
+        status: the HTTP status.
+        headers: the headers.
+        text: the body, read as UTF-8, whatever the server says about it.
+    """
+
+    url: str
+    status: int
+    headers: httpx.Headers
+    text: str
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is one of success."""
+        return 200 <= self.status < 300
+
+
 class Sender:
     """Posts JSON to a server. It may be used from several threads.
 
@@ -99,7 +125,7 @@ class Sender:
             base_url: the server's address, for error messages.
             usage: the counters to count in.
             api_key_env: environment variable that holds the API key; without the variable no key is sent.
-            timeout: seconds to wait for an answer, above 0.
+            timeout: seconds that an attempt may take in all, above 0.
             max_retries: attempts after the first, 0 or more.
             concurrency: requests that run at once, 1 or more.
             backoff: seconds before the first retry, 0 or more; doubled each time, with jitter.
@@ -117,7 +143,7 @@ class Sender:
         self.timeout, self.max_retries, self.backoff, self.max_wait = timeout, max_retries, backoff, max_wait
         self._lock = threading.Lock()
         self._jitter = random.Random()  # its own stream, so that other random numbers stay as they are
-        self._http = httpx.Client(timeout=timeout, limits=httpx.Limits(max_connections=concurrency))
+        self._http = with_deadlines(httpx.Client(timeout=timeout, limits=httpx.Limits(max_connections=concurrency)))
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="agentprm-server")
         # Connections do not outlive the sender, even where it is never closed.
         self._finalizer = weakref.finalize(self, self._http.close)
@@ -150,7 +176,7 @@ class Sender:
             for future in futures:
                 future.cancel()
 
-    def post(self, url: str, body: dict[str, Any], stop: threading.Event) -> httpx.Response:
+    def post(self, url: str, body: dict[str, Any], stop: threading.Event) -> Reply:
         """Post JSON until the server answers.
 
         Args:
@@ -164,11 +190,11 @@ class Sender:
         last, status, attempt = "", None, 0
         for attempt in range(1, self.max_retries + 2):
             response, last = self._attempt(url, body)
-            status = None if response is None else response.status_code
+            status = None if response is None else response.status
             if response is not None and response.is_success:
                 self.count(requests=1)
                 return response
-            if response is not None and status not in _RETRIED and response.status_code < 500:
+            if response is not None and status not in _RETRIED and response.status < 500:
                 self.count(failures=1)
                 raise ServerError(f"{url} refused a request for {_asked_for(body)!r}: {last}", status)
             asked = _retry_after(response)
@@ -186,38 +212,51 @@ class Sender:
             status,
         )
 
-    def _attempt(self, url: str, body: dict[str, Any]) -> tuple[httpx.Response | None, str]:
-        """Ask once; returns the response, if there was one, and what was wrong with it."""
+    def _attempt(self, url: str, body: dict[str, Any]) -> tuple[Reply | None, str]:
+        """Ask once; returns the reply, if there was one, and what was wrong with it."""
         key = self._key()
         start = time.monotonic()
+        # A game's text may hold halves of characters, which no request can.
+        content = whole(json.dumps(body, ensure_ascii=False, allow_nan=False)).encode()
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            response = self._http.post(url, json=body, headers={"Authorization": f"Bearer {key}"} if key else {})
+            with deadline(self.timeout), self._http.stream("POST", url, content=content, headers=headers) as response:
+                text = read_body(response).decode(errors="replace")
+                reply = Reply(str(response.url), response.status_code, response.headers, text)
         except httpx.RequestError as error:
             what = f"no answer within {self.timeout:g} s" if isinstance(error, httpx.TimeoutException) else str(error)
             return None, f"{type(error).__name__}: {self.shown(what)}"
+        except AnswerTooLargeError as error:
+            return None, self.shown(str(error))
         finally:
             self.count(seconds=time.monotonic() - start)
-        if response.is_success:
-            return response, ""
-        return response, f"status {response.status_code}: {self.shown(response.text)}{self._advice(response)}"
+        if reply.is_success:
+            return reply, ""
+        return reply, f"status {reply.status}: {self.shown(reply.text)}{self._advice(reply)}"
 
-    def _advice(self, response: httpx.Response) -> str:
-        if response.status_code in (401, 403):
+    def _advice(self, reply: Reply) -> str:
+        if reply.status in (401, 403):
             state = "is set" if self._key() else "is not set"
             return f" (the key comes from the environment variable {self.api_key_env}, which {state})"
-        if response.status_code == 404:
+        if reply.status == 404:
             return f" (is the address right? It usually ends with /v1; {self.base_url}/models lists the models)"
-        if response.status_code == 400 and "context" in response.text:
+        if reply.status == 400 and "context" in reply.text:
             return " (set max_context, which shortens long transcripts, or lower it)"
-        if response.is_redirect:
-            return f" (redirects to {response.headers.get('location', '')!r}: give that address)"
+        if 300 <= reply.status < 400:
+            return f" (redirects to {self.shown(reply.headers.get('location', ''))!r}: give that address)"
         return ""
 
     def shown(self, text: str) -> str:
         """What a server said, for an error message: short, and without the key, which some servers repeat."""
-        key = self._key()
-        text = " ".join((text.replace(key, "***") if key else text).split())
+        # Some of it is enough, and masking takes its time. What is cut may be a part of the key.
+        text = " ".join(masked(text[:20_000], self._key())[:19_000].split())
+        text = text if text.isprintable() else "".join(sign if sign.isprintable() else "\ufffd" for sign in text)
         return text if len(text) <= 500 else text[:500] + " ..."
+
+    def kept(self, text: str) -> str:
+        """What a model said, as it may be kept in files: without the key, and as UTF-8 can hold it."""
+        return kept(text, self._key())
 
     def _key(self) -> str:
         key = os.environ.get(self.api_key_env, "").strip()
@@ -253,11 +292,11 @@ def checked_url(text: str) -> str:
             "expected a server's address such as 'http://127.0.0.1:8000/v1' (as a policy's name 'openai:http://...', as a "
             f"reward's 'judge:http://...'), got {text!r}"
         )
-    if url.userinfo or url.query:
+    if url.userinfo or url.query or url.fragment or not text.isprintable():
         # Not repeated here: it may be a secret, and the address is written into results.
         raise ValueError(
-            "expected a server's address without user, password and query, since it is written into results: put a key into "
-            "the environment variable that api_key_env names"
+            "expected a server's address without user, password, query and fragment (#), since it is written into results: "
+            "put a key into the environment variable that api_key_env names"
         )
     return text.rstrip("/")
 
@@ -267,7 +306,7 @@ def _asked_for(body: Mapping[str, Any]) -> str:
     return str(body.get("model") or body.get("lora_name", ""))
 
 
-def _retry_after(response: httpx.Response | None) -> float | None:
+def _retry_after(response: Reply | None) -> float | None:
     """How many seconds a server asks to wait: a number, or a date."""
     value = "" if response is None else response.headers.get("retry-after", "")
     try:
@@ -276,5 +315,5 @@ def _retry_after(response: httpx.Response | None) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None

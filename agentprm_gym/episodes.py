@@ -12,10 +12,17 @@ import os
 import sys
 import tempfile
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from agentprm_gym.episode_rows import EPISODE_TYPES, TURN_TYPES, known_values, whole_row
+from agentprm_gym.plain_text import whole
+
+#: Characters of one line: an episode of hundreds of turns, with all that was weighed, has some millions.
+MAX_LINE = 20_000_000
 
 
 class ResponseTokens(NamedTuple):
@@ -97,7 +104,7 @@ class Turn:
         Raises:
             ValueError: A key is missing or its value has the wrong type.
         """
-        values = _known(row, _TURN_TYPES, required=("feedback", "admissible_commands", "command"))
+        values = known_values(row, TURN_TYPES, required=("feedback", "admissible_commands", "command"))
         commands = values["admissible_commands"]
         if not all(isinstance(command, str) for command in commands):
             raise ValueError("'admissible_commands' must be a list of strings")
@@ -158,7 +165,7 @@ class Episode:
             ValueError: A key is missing or its value has the wrong type.
         """
         required = ("game_id", "split", "task_type", "task", "success", "turns")
-        values = _known(row, _EPISODE_TYPES, required=required)
+        values = known_values(row, EPISODE_TYPES, required=required)
         turns = []
         for i, turn in enumerate(values["turns"]):
             if not isinstance(turn, Mapping):
@@ -225,43 +232,6 @@ def check_learnable(episodes: Iterable[Episode], what: str = "demonstrations") -
     return n_lost
 
 
-_Types = Mapping[str, tuple[type, ...]]
-_TURN_TYPES: _Types = {
-    "feedback": (str,),
-    "admissible_commands": (list, tuple),
-    "reason": (str,),
-    "command": (str,),
-    "response": (str,),
-    "is_admissible": (bool,),
-    "reward": (float, int),
-    "candidates": (list, type(None)),
-    "log_prob": (float, int, type(None)),
-}
-_EPISODE_TYPES: _Types = {
-    "game_id": (str,),
-    "split": (str,),
-    "task_type": (str,),
-    "task": (str,),
-    "success": (bool,),
-    "truncated": (bool,),
-    "policy": (str,),
-    "seed": (int, type(None)),
-    "turns": (list, tuple),
-}
-
-
-def _known(row: Mapping[str, Any], types: _Types, required: tuple[str, ...]) -> dict[str, Any]:
-    missing = [key for key in required if key not in row]
-    if missing:
-        raise ValueError(f"missing {', '.join(map(repr, missing))}")
-    values = {key: row[key] for key in types if key in row}
-    for key, value in values.items():
-        if not isinstance(value, types[key]):
-            names = " or ".join("null" if t is type(None) else t.__name__ for t in types[key])
-            raise ValueError(f"{key!r} must be {names}, got {type(value).__name__}")
-    return values
-
-
 def read_episodes(path: str | os.PathLike[str]) -> Iterator[Episode]:
     """Read episodes one at a time, so that a file may be larger than memory.
 
@@ -287,18 +257,22 @@ def _read_lines(file: Path) -> Iterator[Episode]:
     opener = gzip.open if file.suffix == ".gz" else open
     number = 0
     with opener(file, "rt", encoding="utf-8", newline="\n") as stream:
-        lines = iter(stream)
         while True:
             try:
-                line = next(lines)
-            except StopIteration:
-                return
-            except (EOFError, OSError, UnicodeDecodeError) as error:
+                line = stream.readline(MAX_LINE + 1)
+            except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
                 raise ValueError(
                     f"{file}, after line {number}: the rest of the file cannot be read ({error}). It was cut off, or it "
                     "is not such a file; write it again, or keep only its first lines."
                 ) from error
+            if not line:
+                return
             number += 1
+            if len(line) > MAX_LINE:
+                raise ValueError(
+                    f"{file}, line {number}: expected an episode of at most {MAX_LINE:,} characters; the file is not one that "
+                    "write_episodes wrote"
+                )
             if line.strip():
                 yield _parse_line(line, file, number)
 
@@ -306,9 +280,13 @@ def _read_lines(file: Path) -> Iterator[Episode]:
 def _parse_line(line: str, file: Path, number: int) -> Episode:
     try:
         row = json.loads(line)
+        if "\\ud" in line or "\\uD" in line:
+            row = whole_row(row)
         if not isinstance(row, dict):
             raise ValueError(f"expected an object, got {type(row).__name__}")
         return Episode.from_dict(row)
+    except RecursionError:
+        raise ValueError(f"{file}, line {number}: this is not an episode: its JSON is nested too deep") from None
     except ValueError as error:
         raise ValueError(
             f"{file}, line {number}: this is not an episode: {error}. Expected one JSON object per "
@@ -364,7 +342,7 @@ def _write_rows(raw: Any, episodes: Iterable[Episode], *, compress: bool) -> int
             raise ValueError(
                 f"episode {count} (game {episode.game_id!r}) cannot be written as JSON: {error}"
             ) from error
-        stream.write(line.encode("utf-8") + b"\n")
+        stream.write(whole(line).encode("utf-8") + b"\n")
         count += 1
     if compress:
         stream.close()

@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 #: The floors, the lowest first. A module belongs to the longest prefix that fits; those of one floor are apart.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    # The ground floor in four layers.
+    # The ground floor in five layers.
     ("agentprm_gym.plain_text",),
+    ("agentprm_gym.episode_rows",),
     (
         *("agentprm_gym.episodes", "agentprm_gym.spaces", "agentprm_gym.checks", "agentprm_gym.answers"),
-        "agentprm_gym.observations",
+        *("agentprm_gym.observations", "agentprm_gym.chat_limits"),
     ),
     ("agentprm_gym.states", "agentprm_gym.readers", "agentprm_gym.chat_http"),
     ("agentprm_gym.chat_client",),
