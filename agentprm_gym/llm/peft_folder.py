@@ -148,11 +148,20 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{path} holds a PEFT adapter of type {kind!r}; only 'LORA' is supported")
     check_settings(config, f"the adapter in {path}")
-    return AdapterFolder(_settings(config, tensors, path), tensors)
+    return AdapterFolder(settings_of(config, tensors, path), tensors)
 
 
-def _settings(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
-    """The adapter's settings, compared with its tensors."""
+def settings_of(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, Any]:
+    """An adapter's settings, compared with its tensors; patterns are replaced by the names of the modules.
+
+    Args:
+        config: its PEFT configuration.
+        tensors: its weights.
+        path: where they came from, for messages.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
     settings = {key: config[key] for key in SETTINGS if config.get(key) is not None}
     modules, ranks = set(), set()
     for key, tensor in tensors.items():

@@ -5,23 +5,32 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors.torch import load as load_safetensors
+from safetensors import SafetensorError
 from safetensors.torch import save as save_safetensors
 
 from agentprm_gym.llm.architecture import same_base
 from agentprm_gym.llm.errors import AdapterMismatchError, ModelNotFoundError
 from agentprm_gym.llm.model import LanguageModel
+from agentprm_gym.llm.save_checks import Archive, checked_adapter, checked_manifest
+from agentprm_gym.plain_text import plain
 
 FORMAT = 1
 MANIFEST = "agentprm.json"
+# Encrypted members and packings that are not known are a RuntimeError and a NotImplementedError.
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, SafetensorError, EOFError, RuntimeError),
+    *(LookupError, ValueError, TypeError, ArithmeticError, AttributeError, OSError),
+)
 
 
 class SaveFormatError(ValueError):
@@ -104,29 +113,42 @@ def read_save(source: str | os.PathLike[str] | BinaryIO) -> SavedModel:
         path = zip_path(source)
         if not path.is_file():
             raise FileNotFoundError(f"no saved model at {path}")
-        data: BinaryIO = io.BytesIO(path.read_bytes())
         name = str(path)
-    else:
-        data, name = source, repr(source)
+        packed = path.stat().st_size
+        with path.open("rb") as file:
+            return _read(file, name, packed)
+    packed = source.seek(0, os.SEEK_END)
+    source.seek(0)
+    return _read(source, repr(source), packed)
+
+
+def _read(data: BinaryIO, name: str, packed: int) -> SavedModel:
+    """Read an open zip of so many bytes."""
     try:
-        with zipfile.ZipFile(data) as archive:
-            manifest = json.loads(archive.read(MANIFEST))
-            if manifest.get("format") != FORMAT:
+        with zipfile.ZipFile(data) as opened:
+            archive = Archive(opened, packed)
+            manifest = archive.json(MANIFEST)
+            if isinstance(manifest, dict) and manifest.get("format") != FORMAT:
+                given = str(manifest.get("format"))[:40]
                 raise SaveFormatError(
-                    f"{name}: save format {manifest.get('format')!r}, this version reads {FORMAT}; update agentprm-gym"
+                    f"{name}: save format {given!r}, this version reads {FORMAT}; update agentprm-gym"
                 )
-            saved = SavedModel(manifest)
-            for adapter in manifest["adapters"]:
-                saved.adapter_configs[adapter] = json.loads(archive.read(f"adapters/{adapter}/adapter_config.json"))
-                saved.adapters[adapter] = load_safetensors(
-                    archive.read(f"adapters/{adapter}/adapter_model.safetensors")
-                )
-            for head in manifest["heads"]:
-                saved.heads[head] = load_safetensors(archive.read(f"heads/{head}.safetensors"))
+            saved = SavedModel(checked_manifest(manifest, name))
+            for adapter in saved.manifest["adapters"]:
+                config = archive.json(f"adapters/{adapter}/adapter_config.json")
+                tensors = archive.tensors(f"adapters/{adapter}/adapter_model.safetensors")
+                saved.adapter_configs[adapter] = checked_adapter(config, tensors, f"the adapter {adapter!r}")
+                saved.adapters[adapter] = tensors
+            for head in saved.manifest["heads"]:
+                saved.heads[head] = archive.tensors(f"heads/{head}.safetensors")
             return saved
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
+    except SaveFormatError:
+        raise
+    # Whatever a file holds that is not a save: libraries raise many kinds of errors for it.
+    except (*_BROKEN, MemoryError) as error:
+        why = "it does not fit into memory" if isinstance(error, MemoryError) else plain(str(error))[:500]
         raise SaveFormatError(
-            f"{name} is not a save of agentprm-gym ({type(error).__name__}: {error}); "
+            f"{name} is not a save of agentprm-gym ({type(error).__name__}: {why}); "
             "expected a zip with agentprm.json, written by an algorithm's save()"
         ) from error
 
