@@ -295,8 +295,8 @@ def checked_url(text: str) -> str:
     if url.userinfo or url.query or url.fragment or not text.isprintable():
         # Not repeated here: it may be a secret, and the address is written into results.
         raise ValueError(
-            "expected a server's address without user, password and query, and without a fragment (#), since it is written into "
-            "results: put a key into the environment variable that api_key_env names"
+            "expected a server's address without user, password and query, and without a fragment (#), since it is "
+            "written into results: put a key into the environment variable that api_key_env names"
         )
     return text.rstrip("/")
 

@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from agentprm_gym.llm.chat_templates import check_chat_template
 from agentprm_gym.llm.errors import ModelNotFoundError
+from agentprm_gym.plain_text import plain
 
 #: Names that stand for a model shipped with the package.
 BUNDLED = ("tiny",)
@@ -119,6 +121,7 @@ def load_pretrained(
                 trust_remote_code=trust_remote_code,
                 **extra,
             )
+        check_chat_template(getattr(tokenizer, "chat_template", None), f"the model {name!r}")
     except OSError as error:
         # The library speaks of connections and of files; the user named a model.
         what = (
@@ -127,5 +130,13 @@ def load_pretrained(
         raise ModelNotFoundError(
             f"cannot load the model {name!r}: {what}; expected a folder with a saved Hugging Face causal language model, or "
             f"the id of one on the hub ({type(error).__name__}: {error})"
+        ) from error
+    except (ImportError, torch.OutOfMemoryError):
+        raise
+    # What a broken file makes the libraries raise: among others a bare Exception by the tokenizer, and errors of safetensors.
+    except Exception as error:
+        raise ValueError(
+            f"cannot load the model {name!r}: its files cannot be read as a causal language model and its tokenizer; get them "
+            f"again ({type(error).__name__}: {plain(str(error))[:1500]})"
         ) from error
     return (base if extra else base.to(device)), tokenizer

@@ -54,15 +54,11 @@ def template_source(template: str) -> str:
 
 @lru_cache(32)
 def _macros(source: str) -> Any:
-    """Compile a template; it is sandboxed, since it may come with somebody else's save."""
-    import jinja2
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    """Compile a template; it is sandboxed and bounded, since it may come with somebody else's save."""
+    # Imported here: users who only play need no templates.
+    from agentprm_gym.llm.template_sandbox import compile_template
 
-    environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
-    try:
-        module = environment.from_string(source).module
-    except jinja2.TemplateError as error:
-        raise ValueError(f"the prompt template cannot be read: {error}") from error
+    module = compile_template(source)
     missing = [name for name in ("prompt", "response") if not hasattr(module, name)]
     if missing:
         raise ValueError(
@@ -73,7 +69,10 @@ def _macros(source: str) -> Any:
 
 
 def _render(module: Any, macro: str, *args: Any) -> str:
+    from agentprm_gym.llm.template_sandbox import begin
+
     try:
+        begin(module)
         return str(getattr(module, macro)(*args))
     except Exception as error:  # whatever a user's template does
         raise ValueError(f"the prompt template's macro {macro!r} failed ({type(error).__name__}: {error})") from error
