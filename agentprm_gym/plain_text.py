@@ -18,8 +18,12 @@ _HALVES = re.compile("[\ud800-\udfff]")
 _OBEYED = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
 )
-# What Markdown and HTML give a meaning; as entities, since a backslash does not stop an address from becoming a link.
-_MARKDOWN = re.compile(r"[\\`*_{}\[\]()#+!|<>~&:@]")
+# What Markdown and HTML give a meaning. Images and links begin with a bracket.
+_MARKDOWN = {
+    **{sign: f"\\{sign}" for sign in "\\|*_`"},
+    **{"<": "&lt;", "[": "&#91;", "]": "&#93;"},
+}
+_WRITTEN = str.maketrans(_MARKDOWN)
 
 
 def whole(text: str) -> str:
@@ -49,13 +53,13 @@ def plain(text: str) -> str:
 
 
 def cell(text: str) -> str:
-    """One line of Markdown that shows a text as it is: no image is loaded, no link made, and no cell left.
+    r"""One line of Markdown that shows a text as it is: no image is loaded, no link made, and no cell left.
 
     Args:
         text: any text.
 
     Example:
-        >>> cell("a|b")
-        'a&#124;b'
+        >>> cell("a|b ![c](http://d)")
+        'a\\|b !&#91;c&#93;(http://d)'
     """
-    return _MARKDOWN.sub(lambda found: f"&#{ord(found[0])};", " ".join(plain(text).split()))
+    return " ".join(plain(text).split()).translate(_WRITTEN)

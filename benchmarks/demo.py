@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from algorithms.cli.main import main as agentprm
-from algorithms.cli.output import provenance, write_json
+from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.measure.comparison import mean_interval
 
 RESULTS = Path(__file__).parent / "results"
@@ -79,7 +78,7 @@ def main() -> None:
                 figures |= {f"{key}_low": low, f"{key}_high": high}
                 against += f" [{100 * low:+.1f}, {100 * high:+.1f}]"
         table.add_row(name, str(rows[0]["n"]), success, against, steps)
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    PlainConsole(width=None if sys.stdout.isatty() else 140).print(table)
     made_with = {key: results[-1][key] for key in ("commit", "machine", "versions")}
     path = args.out or RESULTS / f"demo_{args.games}.json"
     write_json(

@@ -217,7 +217,7 @@ def run(splits: Sequence[str], wanted: int, console: Console) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     from algorithms.cli.arguments import positive
-    from algorithms.cli.output import provenance, write_json
+    from algorithms.cli.output import PlainConsole, provenance, write_json
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="300 games of each, for a first look")
     parser.add_argument("--out", type=Path, default=RESULTS / "generator.json", help="result file")
     args = parser.parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 120)
     try:
         results = run(args.splits, min(args.games, 300) if args.quick else args.games, console)
     except DataNotFoundError as error:

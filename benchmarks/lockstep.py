@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     # Imported here and not above: worker processes do not need it.
     from algorithms.cli.arguments import positive
-    from algorithms.cli.output import provenance, write_json
+    from algorithms.cli.output import PlainConsole, provenance, write_json
     from algorithms.common.shell.machine import n_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result file (default: in benchmarks/results)")
     args = parser.parse_args(argv)
     out = args.out or RESULTS / (f"lockstep_{args.grammar}.json" if args.grammar else "lockstep.json")
-    console = Console()
+    console = PlainConsole()
     try:
         results, differences, failures = run(args, console)
     except (DataNotFoundError, ValueError) as error:

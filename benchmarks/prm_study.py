@@ -32,7 +32,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from algorithms.cli.output import provenance, write_json, write_text
+from algorithms.cli.output import PlainConsole, provenance, write_json, write_text
 from algorithms.common.measure.comparison import mean_interval
 from benchmarks.prm_study_parts import (
     BEST_OF,
@@ -286,7 +286,7 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
                 figures[f"sft{start}_{part}_train_{key}"] = float(np.mean([x[key] for x in spent]))
     some = study.evaluation(next(iter(study.settings)), seeds[0], Condition("sft", "sft"))
     shown = tables(figures, study, len(seeds))
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 160)
     for table in shown:
         table.show(console)
     write_text(path.with_suffix(".md"), "\n".join(table.markdown() for table in shown))

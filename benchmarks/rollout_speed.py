@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -44,7 +43,7 @@ from agentprm_gym.llm.scoring import Responder, score_turns
 from agentprm_gym.llm.transcripts import TranscriptWriter
 from agentprm_gym.observations import split_commands
 from algorithms import SFT
-from algorithms.cli.output import provenance, write_json
+from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
 from algorithms.common.acting.rollouts import RolloutTask, collect
@@ -326,7 +325,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     repetitions = 1 if args.quick else args.repetitions
     n = 16 if args.quick else args.n_episodes
-    console = Console()
+    console = PlainConsole()
     with console.status("a short SFT, so that episodes end as they do in training") as status:
         policy = train_policy(n, args.seed)
         venv = make_eval_env(n_envs=n, split="train", games="generated")

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
-from algorithms.cli.output import provenance, write_json
+from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.measure.comparison import Curve, draw, mean_interval, read_curves
 
 RESULTS = Path(__file__).parent / "results"
@@ -150,7 +149,7 @@ def print_table(rows: Sequence[dict[str, Any]], start: Any, n_seeds: int) -> Non
         name = row["reward"] + (" (p)" if row["potential_based"] and row["reward"] != "outcome" else "")
         against = "" if row["reward"] == "outcome" else cell("against_outcome", "+")
         table.add_row(name, cell("success"), against, cell("mean_height"), steps, f"{row['seconds']:.0f}")
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    PlainConsole(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def main() -> None:

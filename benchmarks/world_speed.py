@@ -41,7 +41,7 @@ from agentprm_gym.engines.textworld import TextWorldEngine
 from agentprm_gym.games import Game, find_games, parse_game
 from agentprm_gym.games.game import read_game_file
 from agentprm_gym.observations import split_commands
-from algorithms.cli.output import provenance, write_json
+from algorithms.cli.output import PlainConsole, provenance, write_json
 
 RESULTS = Path(__file__).parent / "results"
 N_ENVS = 64
@@ -201,7 +201,7 @@ def main() -> None:
     listed = find_games("train", args.games)
     picked = [i * (len(listed) // n_games) for i in range(n_games)]
     env = gym.make("ALFWorld-v0", games=args.games)
-    console = Console()
+    console = PlainConsole()
     rounds: list[dict[str, float]] = []
     with console.status("the stock stack takes its time") as status:
         # The first game of a process takes longer, because of imports and compilations.

@@ -17,6 +17,7 @@ from agentprm_gym.envs.records import RESET_OPTIONS, EnvState, GameCard, Observa
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.games.names import BadGameError
 from agentprm_gym.observations import MAX_COMMANDS, MAX_FEEDBACK, MAX_TASK, join_commands
+from agentprm_gym.plain_text import plain
 from agentprm_gym.readers import ParseFunction, make_reader
 from agentprm_gym.spaces import UnicodeText
 
@@ -397,4 +398,4 @@ class TextGameEnv(gym.Env[Observation, str], GameHooks):
     def _text(self) -> str:
         turns = self._transcript()
         said = f"> {turns[-1].command}\n" if turns else ""
-        return said + self._frame.feedback.strip("\n")
+        return plain(said + self._frame.feedback.strip("\n"))

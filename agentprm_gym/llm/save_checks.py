@@ -101,11 +101,17 @@ def checked_manifest(manifest: Any, what: str) -> dict[str, Any]:
             raise ValueError(f"expected a list of plain names under {key!r}, got {_shown(names)}")
     if not isinstance(manifest.get("class"), str):
         raise ValueError(f"expected the name of an algorithm under 'class', got {_shown(manifest.get('class'))}")
+    if not isinstance(manifest.get("agentprm_gym", ""), str):
+        raise ValueError(f"expected a version under 'agentprm_gym', got {_shown(manifest['agentprm_gym'])}")
     base = _expect(manifest.get("base"), dict, "'base'")
     for key in ("name", "fingerprint"):
         if not isinstance(base.get(key), str) or plain(base[key]) != base[key]:
             raise ValueError(f"expected a plain text under 'base', {key!r}, got {_shown(base.get(key))}")
-    checked = {"agentprm_gym": "", **manifest, "data": _checked_data(manifest.get("data"))}
+    checked = {
+        **manifest,
+        "agentprm_gym": plain(manifest.get("agentprm_gym", "")),
+        "data": _checked_data(manifest.get("data")),
+    }
     counters = _expect(manifest.get("counters", {}), dict, "'counters'")
     checked["counters"] = {name: _count(name, counters[name]) for name in COUNTERS if name in counters}
     for name, space in _expect(manifest.get("spaces", {}), dict, "'spaces'").items():

@@ -9,10 +9,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import bench, compare, configuration, demo, demos, evaluate, export, games, play, train
+from algorithms.cli import bench, compare, configuration, demo, demos, evaluate, export, games, output, play, train
 
 _EPILOG = """examples:
   agentprm demo                         watch AgentPRM beat its starting point on this machine
@@ -30,6 +29,10 @@ _EPILOG = """examples:
 
 'agentprm VERB --help' tells more about each; docs/command_line.md has an example of each.
 """
+
+
+#: What to say about errors without a text.
+_SILENT: dict[type, str] = {MemoryError: "the memory is full; take a smaller model, or fewer --n-envs"}
 
 
 def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
@@ -73,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Tables must not be folded to 80 columns where the output goes to a file.
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = output.console(width=None if sys.stdout.isatty() else 120)
+    output.show_warnings_plainly()
     try:
         if hasattr(args, "rules"):
             args = configuration.complete(parser, verbs[args.verb], words, args.rules)
@@ -89,13 +93,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if args.debug:
             raise
-        told = f"{error} {getattr(args, 'on_interrupt', '')}".strip()
-        Console(stderr=True).print(f"[red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
+        # Some errors, such as that of a full memory, say nothing of their own.
+        said = str(error) or f"{type(error).__name__}: {_SILENT.get(type(error), 'no more is known; see --debug')}"
+        told = f"{said} {getattr(args, 'on_interrupt', '')}".strip()
+        output.console(stderr=True).print(f"[red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
         return 2
     except Exception:
         # A fault of the program: its traceback is shown, but what is kept is said first.
         if told := getattr(args, "on_interrupt", ""):
-            Console(stderr=True).print(escape(told), highlight=False, soft_wrap=True)
+            output.console(stderr=True).print(escape(told), highlight=False, soft_wrap=True)
         raise
 
 

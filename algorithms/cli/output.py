@@ -6,17 +6,60 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
+
+from agentprm_gym.plain_text import plain
 
 if TYPE_CHECKING:
     from algorithms.common.measure.evaluation import Rate
 
 _PACKAGES = ("agentprm-gym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy", "alfworld")
+
+
+# ---------------------------------------------------------------------- the terminal
+class PlainConsole(Console):
+    """A console that shows texts of games, models, servers and files without obeying them.
+
+    Whatever is printed, tables and bars included, comes through :meth:`render`. What rich itself writes to move the cursor or
+    to change colours is not text, and stays.
+    """
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render what is printed, as rich does, in harmless characters."""
+        for segment in super().render(renderable, options):
+            harmless = segment.text if segment.control else plain(segment.text)
+            yield segment if harmless == segment.text else Segment(harmless, segment.style)
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> PlainConsole:
+    """A console of the command line.
+
+    Args:
+        stderr: write to standard error.
+        width: columns; ``None``: those of the terminal.
+    """
+    return PlainConsole(stderr=stderr, width=width)
+
+
+def show_warnings_plainly() -> None:
+    """Have Python show warnings in harmless characters, too."""
+    usual = warnings.formatwarning
+    if getattr(usual, "is_plain", False):
+        return
+
+    def formatted(*args: Any, **kwargs: Any) -> str:
+        return plain(usual(*args, **kwargs))
+
+    formatted.is_plain = True  # type: ignore[attr-defined]
+    warnings.formatwarning = formatted
 
 
 # ---------------------------------------------------------------------- tables

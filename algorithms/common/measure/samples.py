@@ -9,9 +9,9 @@ import torch
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
+from agentprm_gym.plain_text import cell
 from agentprm_gym.prm.model import ProcessRewardModel
 from algorithms.common.acting.policy import POLICY
-from algorithms.common.shell.logs import cell
 
 #: Turns in a sample, and commands at each.
 N_TURNS, N_COMMANDS = 6, 6

@@ -13,6 +13,7 @@ from typing import Any
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agentprm_gym.episodes import Episode
+from agentprm_gym.plain_text import cell
 from agentprm_gym.rewards import name_of
 
 #: The tags that algorithms share, and what they say.
@@ -136,14 +137,6 @@ def episode_markdown(episode: Episode) -> str:
         command = f"**&gt; {cell(turn.command)}**" + ("" if turn.is_admissible else " (not admissible)")
         lines.append(f"| {i + 1} | {cell(turn.feedback)}<br>{reason}{command} |")
     return "\n".join(lines)
-
-
-def cell(text: str) -> str:
-    """A text that stays in its cell, whatever a model wrote."""
-    text = " ".join(text.split())
-    for sign, written in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("*", "\\*"), ("_", "\\_"), ("`", "\\`")):
-        text = text.replace(sign, written)
-    return text
 
 
 class Samples:
