@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_grants_are_not_written_and_do_not_make_another_run(tmp_path: Path) -> N
 BOMBS = {
     "aliases of aliases": "a: &a [x, x]\nb: &b [*a, *a]\nset: {c: [*b, *b]}",
     "an alias to itself": "set: &a {b: *a}",
-    "deep nesting": "set: " + "[" * 5_000 + "]" * 5_000,
+    "deep nesting": "set: " + "[" * 50_000 + "]" * 50_000,
     "a large file": "# " + "x" * 300_000,
     "tags": "set: !!python/object/apply:os.system ['touch x']",
 }
@@ -103,5 +104,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_yaml_that_grows_is_refused(tmp_path: Path, text: str) -> None:
+    start = time.perf_counter()
     with pytest.raises(ValueError, match="--config: "):
         read(tmp_path / "config.yaml", text)
+    assert time.perf_counter() - start < 5

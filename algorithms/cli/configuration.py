@@ -27,6 +27,7 @@ FILE = "config.yaml"
 GRANTS = ("trust_remote_code", "trust_games")
 # A larger file is not a list of options.
 _MAX_BYTES = 200_000
+_MAX_DEPTH = 30
 # "package.module:Name", or "module:Env-v0"; names such as "prm:model" are those of rewards, not of modules.
 _CODE = re.compile(r"(?!(?:prm|reference|implicit|judge|openai):)[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
 _OWN_IDS = frozenset(f"agentprm_gym:{name}-v0" for name in ("ALFWorld", "ALFWorldPRM", "TextWorld", "TextWorldPRM"))
@@ -99,9 +100,7 @@ def read_config(verb: argparse.ArgumentParser, path: Path, words: Sequence[str] 
         raise ValueError(f"--config: expected {path} to be a list of options, got {path.stat().st_size:,} bytes")
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            # A few aliases of aliases stand for more values than fit into memory.
-            raise ValueError(f"--config: {path} uses YAML's aliases (*name), which are not read: write the values out")
+        _check_yaml(text, path)
         config = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"--config: {path} is not YAML in UTF-8: {error}") from error
@@ -120,6 +119,25 @@ def read_config(verb: argparse.ArgumentParser, path: Path, words: Sequence[str] 
             raise ValueError(f"--config: {path}: {name} (--{name.replace('_', '-')}): {error}") from None
     _check_harmless(values, path, words)
     return values
+
+
+def _check_yaml(text: str, path: Path) -> None:
+    """Refuse YAML that stands for more than fits into memory, or takes minutes to read.
+
+    Raises:
+        ValueError: it uses aliases, or is nested deeply.
+    """
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"--config: {path} uses YAML's aliases (*name), which are not read: write the values out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _MAX_DEPTH:
+            raise ValueError(
+                f"--config: expected options in {path}, got YAML that is nested more than {_MAX_DEPTH} deep"
+            )
 
 
 def _check_harmless(values: Mapping[str, Any], path: Path, words: Sequence[str]) -> None:
