@@ -30,6 +30,7 @@ from benchmarks._hostile_cases import CASES, KEY, Case
 RESULTS = Path(__file__).parent / "results"
 #: A case may add so much to the memory of its process, and take so long.
 MAX_MB, MAX_SECONDS = 400, 60
+_MOST_BYTES = 12 * 2**30
 OUTCOMES = ("refused", "harmless", "crashed", "executed", "written_outside", "over_memory", "over_time")
 # What of Python's audit events runs something else than Python code that is here.
 _RUNS = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile", "pty.spawn")
@@ -65,6 +66,8 @@ def _victim(case: Case, folder: Path) -> dict[str, Any]:
     os.chdir(folder)
     os.environ["OPENAI_API_KEY"] = KEY
     seen: dict[str, list[str]] = {"executed": [], "written_outside": []}
+    # A case that succeeds in filling the memory must not take the machine along.
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
     _watch(folder, seen)
