@@ -137,7 +137,7 @@ def save(manifest: dict[str, Any] | None = None, config: dict[str, Any] | None =
 
 
 def _bomb(path: Path) -> bytes:
-    """Add two gigabytes of zeros, in a member that the manifest names."""
+    """Add a gigabyte of zeros, in a member that the manifest names."""
     out = io.BytesIO()
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new:
         manifest = json.loads(old.read("agentprm.json"))
@@ -146,7 +146,7 @@ def _bomb(path: Path) -> bytes:
             if name != "agentprm.json":
                 new.writestr(name, old.read(name))
         with new.open("heads/huge.safetensors", "w", force_zip64=True) as member:
-            for _ in range(500):
+            for _ in range(250):
                 member.write(b"\x00" * 4_000_000)
     return out.getvalue()
 

@@ -149,9 +149,11 @@ def _warm_up() -> None:
     import algorithms.cli.main
     from agentprm_gym.engines import make_engine
     from agentprm_gym.games import find_games
+    from agentprm_gym.llm.model import LanguageModel
     from agentprm_gym.llm.text_prompts import TextPrompt
     from algorithms.common.shell import load
 
+    LanguageModel.load("tiny").add_adapter("policy")
     engine = make_engine("textworld")
     engine.reset(find_games("train", "generated")[1])
     engine.close()
