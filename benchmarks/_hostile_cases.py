@@ -290,7 +290,7 @@ def _serving(behave: Callable[[socket.socket], object]) -> Iterator[str]:
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 
 
-def server(behave: Callable[[socket.socket], object]) -> Case:
+def server(behave: Callable[[socket.socket], object], said: str = "hello") -> Case:
     """Ask a server once, and keep the answer in a file."""
 
     def ask(folder: Path) -> None:
@@ -299,7 +299,7 @@ def server(behave: Callable[[socket.socket], object]) -> Case:
         with _serving(behave) as url:
             client = ServerClient(url, "m", timeout=3.0, max_retries=0)
             try:
-                ((answer,),) = client.complete([[{"role": "user", "content": "hello \ud800"}]], [0])
+                ((answer,),) = client.complete([[{"role": "user", "content": said}]], [0])
             except OSError as error:
                 if KEY in str(error):
                     raise RuntimeError("the key is in the message") from None
@@ -313,14 +313,14 @@ def server(behave: Callable[[socket.socket], object]) -> Case:
     return ask
 
 
-def says(body: Callable[[], bytes], head: bytes = HEAD) -> Case:
+def says(body: Callable[[], bytes], head: bytes = HEAD, said: str = "hello") -> Case:
     """A server that answers and closes."""
 
     def behave(connection: socket.socket) -> None:
         data = body()
         connection.sendall(head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
 
-    return server(behave)
+    return server(behave, said)
 
 
 def repeats(first: bytes, then: bytes, pause: float) -> Case:
@@ -353,6 +353,7 @@ SERVERS: dict[str, Case] = {
     "a gzip of a gigabyte": says(_gzip_bomb, HEAD + b"Content-Encoding: gzip\r\n"),
     "deep nesting": says(lambda: b'{"choices":' + b"[" * 500_000),
     "halves of characters": says(lambda: _chat("look \ud800")),
+    "halves of characters in a game's text": says(lambda: _chat("look"), said="a room \ud800"),
     "a message that is a list of lists": says(lambda: _chat([[["look"]]])),
     "the key in the answer": says(lambda: _chat(f"look {KEY}")),
     "the key in an error": says(lambda: KEY.encode(), b"HTTP/1.1 401 No\r\n"),

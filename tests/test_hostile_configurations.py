@@ -28,7 +28,7 @@ NAMED = {
     ),
     "an algorithm": ("algo: subprocess:Popen", "subprocess:Popen"),
     "a module": ("algo: grpo\nimport: [antigravity]", "antigravity"),
-    "an environment": ("algo: grpo\nenv: my_module:My-v0", "my_module:My-v0"),
+    "an environment of Python's own modules": ("algo: grpo\nenv: this:My-v0", "this:My-v0"),
     "a reader": ('algo: grpo\nenv_kwargs: {parse: "os:system"}', "os:system"),
     "a part of a reward": ('algo: grpo\nreward: sum\nreward_kwargs: {parts: [{reward: "os:system"}]}', "os:system"),
 }
@@ -52,6 +52,26 @@ def test_names_of_code_count_where_the_command_line_says_them_too(tmp_path: Path
     with pytest.raises(ValueError, match=f"names '{name}'.*say it on the command line, too"):
         read(tmp_path / "config.yaml", text)
     assert read(tmp_path / "config.yaml", text, "--any", name)
+
+
+OWN = ("algo: my_module:Mine", "algo: grpo\nimport: [my_module]", "algo: grpo\nenv: my_module:My-v0")
+
+
+@pytest.mark.parametrize("text", OWN)
+def test_modules_of_the_users_own_need_not_be_said_again_but_those_beside_the_file(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, elsewhere = tmp_path / "project" / "runs", tmp_path / "project"
+    run.mkdir(parents=True)
+    (elsewhere / "my_module.py").write_text("")
+    monkeypatch.chdir(elsewhere)
+    assert read(run / "config.yaml", text)
+    (run / "my_module.py").write_text("")
+    for place in (elsewhere, run):
+        monkeypatch.chdir(place)
+        with pytest.raises(ValueError, match="names 'my_module.*say it on the command line, too"):
+            read(run / "config.yaml", text)
+        assert read(run / "config.yaml", text, "--any", text.split()[-1].strip("[]"))
 
 
 def test_the_name_of_another_key_counts_only_on_the_command_line(tmp_path: Path) -> None:

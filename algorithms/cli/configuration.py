@@ -4,8 +4,8 @@ A value is read by the same function as on the command line (``type=`` of its op
 What stands on the command line counts more.
 
 A configuration may be somebody else's. It cannot let code run: ``trust_remote_code`` and ``trust_games`` count on the command
-line only, and a name of code (``package.module:Class``, a module to import) or of a variable that holds a key only where the
-command line says it, too.
+line only. A name of code (``package.module:Class``, a module to import) or of a variable that holds a key counts only where the
+command line says it, too; but algorithms, environments and modules of the user's own need not be said again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def _check_harmless(values: Mapping[str, Any], path: Path, words: Sequence[str])
             f"--config: {path} says {granted}, which lets files of other people run code on this machine: take it out of the "
             f"file, and write {how} on the command line if you trust them"
         )
-    for option, name in _named(values):
+    for option, name in _named(values, path.parent):
         if not any(name in word for word in words):
             raise ValueError(
                 f"--config: {path} names {name!r} ({option}), which would run code or send a key: if you trust the file, "
@@ -173,15 +174,31 @@ def _grants(value: Any) -> Iterator[str]:
             yield from _grants(inner)
 
 
-def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield option and name of the code and of the secrets that a configuration names."""
+def _named(values: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield option and name of the code and of the secrets in a configuration that the command line has to name, too.
+
+    An algorithm, an environment or a module of the user's own need not be named again when a run goes on. They are imported, and
+    what is imported is the user's, unless it comes along with the configuration. Python's own modules are not what is meant.
+    """
     for key, value in values.items():
         option = "--import" if key == "modules" else "--set" if key == "settings" else f"--{key.replace('_', '-')}"
-        if key in ("modules", "api_key_env"):
-            names = [value] if isinstance(value, str) else list(value)
+        if key == "api_key_env":
+            names = [str(value)]
+        elif key == "modules":
+            names = [str(name) for name in value if _is_foreign(str(name), folder)]
         else:
             names = [text for text in _texts(value) if _CODE.fullmatch(text) and text not in _OWN_IDS]
-        yield from ((option, str(name)) for name in names)
+            names = [name for name in names if key not in ("algo", "env") or _is_foreign(name, folder)]
+        yield from ((option, name) for name in names)
+
+
+def _is_foreign(name: str, folder: Path) -> bool:
+    """Whether a module is Python's own, or would be found in the folder of the configuration."""
+    top = name.partition(":")[0].partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return True
+    places = [place / found for place in (folder, Path.cwd()) for found in (top, f"{top}.py")]
+    return any(place.exists() and place.resolve().is_relative_to(folder.resolve()) for place in places)
 
 
 def _texts(value: Any) -> Iterator[str]:
