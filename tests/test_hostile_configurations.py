@@ -69,7 +69,7 @@ def test_modules_of_the_users_own_need_not_be_said_again_but_those_beside_the_fi
     (run / "my_module.py").write_text("")
     for place in (elsewhere, run):
         monkeypatch.chdir(place)
-        with pytest.raises(ValueError, match="names 'my_module.*say it on the command line, too"):
+        with pytest.raises(ValueError, match=r"names 'my_module.*say it on the command line, too"):
             read(run / "config.yaml", text)
         assert read(run / "config.yaml", text, "--any", text.split()[-1].strip("[]"))
 

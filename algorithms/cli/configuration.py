@@ -177,8 +177,8 @@ def _grants(value: Any) -> Iterator[str]:
 def _named(values: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
     """Yield option and name of the code and of the secrets in a configuration that the command line has to name, too.
 
-    An algorithm, an environment or a module of the user's own need not be named again when a run goes on. They are imported, and
-    what is imported is the user's, unless it comes along with the configuration. Python's own modules are not what is meant.
+    An algorithm, an environment or a module of the user's own need not be named again when a run goes on. They are imported,
+    and what is imported is the user's, unless it comes along with the configuration. Python's own modules are not meant.
     """
     for key, value in values.items():
         option = "--import" if key == "modules" else "--set" if key == "settings" else f"--{key.replace('_', '-')}"
