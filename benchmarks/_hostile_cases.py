@@ -217,7 +217,7 @@ def _row(**turn: Any) -> bytes:
 
 
 EPISODES: dict[str, Case] = {
-    "a line of 400 MB": episodes(lambda: gzip.compress(b" " * 400_000_000, 1), "episodes.jsonl.gz"),
+    "a line of 400 MB": episodes(lambda: _gzip_bomb(100), "episodes.jsonl.gz"),
     "deep nesting": episodes(lambda: b"[" * 1_000_000),
     "halves of characters": episodes(lambda: _row(feedback="\ud800", response="\udfff")),
     "numbers that are none": episodes(lambda: _row(reward=float("nan"))),
@@ -339,9 +339,10 @@ def _chat(content: Any) -> bytes:
     return json.dumps({"choices": [{"message": {"content": content}}]}).encode()
 
 
-def _gzip_bomb() -> bytes:
+def _gzip_bomb(n: int = 250) -> bytes:
+    """So many times four megabytes of spaces; made in pieces, since a case's own memory counts."""
     pack = zlib.compressobj(1, wbits=31)
-    return b"".join([pack.compress(b" " * 4_000_000) for _ in range(250)]) + pack.flush()
+    return b"".join([pack.compress(b" " * 4_000_000) for _ in range(n)]) + pack.flush()
 
 
 SERVERS: dict[str, Case] = {

@@ -282,7 +282,8 @@ class SavedAlgorithm(BaseAlgorithm):
             device: torch device.
             trust_remote_code: run code from the base model's repository, as the policy's argument of the same name; a
                 checkpoint does not say.
-            kwargs: constructor arguments to override, and those that no save holds (``demonstrations``).
+            kwargs: constructor arguments to override, and those that no save holds: ``demonstrations``, and ``tensorboard_log``,
+                which is the folder ``tb`` beside the checkpoint where there is one.
 
         Raises:
             FileNotFoundError: if the folder holds no checkpoint.
@@ -294,6 +295,9 @@ class SavedAlgorithm(BaseAlgorithm):
             >>> model.learn(1_000_000, reset_num_timesteps=False).save("agentprm")  # doctest: +SKIP
         """
         saved, state = read_checkpoint(folder)
+        # A save does not say where files are written; beside it, a run that logs has its curves.
+        if (curves := Path(folder) / "tb").is_dir():
+            kwargs.setdefault("tensorboard_log", str(curves))
         trusted = {"policy_kwargs": {**saved.policy_kwargs, "trust_remote_code": True}} if trust_remote_code else None
         model = cls.load(state_path(folder), env, device, trusted, **kwargs)
         if model.env is not None:
