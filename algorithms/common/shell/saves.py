@@ -282,8 +282,8 @@ class SavedAlgorithm(BaseAlgorithm):
             device: torch device.
             trust_remote_code: run code from the base model's repository, as the policy's argument of the same name; a
                 checkpoint does not say.
-            kwargs: constructor arguments to override, and those that no save holds: ``demonstrations``, and ``tensorboard_log``,
-                which is the folder ``tb`` beside the checkpoint where there is one.
+            kwargs: constructor arguments to override, and those that no save holds: ``demonstrations``, and
+                ``tensorboard_log``, which is the folder ``tb`` beside the checkpoint where there is one.
 
         Raises:
             FileNotFoundError: if the folder holds no checkpoint.
