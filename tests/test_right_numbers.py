@@ -11,49 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.scoring import Responder, score_turns
 from algorithms import GRPO, PPO, REINFORCE, OnlineDPO
-from algorithms.common.acting.actors import Request
 from algorithms.common.acting.policy import POLICY
-from algorithms.common.acting.rollouts import Rollout, RolloutTask, collect
+from algorithms.common.acting.rollouts import RolloutTask, collect
 from algorithms.common.learning.clipped import Sample
 from algorithms.common.learning.surrogate import divergence, entropy
 from algorithms.common.learning.value import VALUE
 from tests.algorithm_helpers import make_toy
 from tests.foreign_env import make_doors
-from tests.llm_helpers import byte_level_tokenizer, make_episodes, randomise
-
-SMALL: dict[str, Any] = {"n_games": 2, "group_size": 4, "batch_size": 8, "learning_rate": 3e-3, "seed": 0}
-THINKING = {"template": "full", "reason": True, "max_new_tokens": 6}
-
-
-class Keep(KVWriter):
-    """Keeps everything that is logged."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: Any, step: int = 0) -> None:
-        self.rows.append(dict(key_values))
-
-
-def logged(model: Any, total_timesteps: int) -> list[dict[str, Any]]:
-    """What is logged while a model learns, an iteration a row."""
-    keep = Keep()
-    model.set_logger(Logger(None, [keep]))
-    model.learn(total_timesteps)
-    return keep.rows
-
-
-def make(cls: type, base: str, env: Any, **kwargs: Any) -> Any:
-    model = cls(base, env, **{**SMALL, **kwargs})
-    randomise(model.lm, POLICY)
-    return model
+from tests.gradient_helpers import MODES, THINKING, logged, make, save_gpt2
+from tests.llm_helpers import make_episodes, randomise
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +34,8 @@ def toy() -> VecEnv:
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a tiny GPT-2 with its usual dropout of 0.1, on embeddings, attention and residuals."""
-    folder, tokenizer = tmp_path_factory.mktemp("gpt2"), byte_level_tokenizer()
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=1024, n_embd=32, n_layer=2, n_head=4)
-    assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0.1
-    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
-    config.pad_token_id = tokenizer.pad_token_id
-    model = GPT2LMHeadModel(config)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(5)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
+    """Folder of a tiny GPT-2 with its usual dropout."""
+    return save_gpt2(tmp_path_factory.mktemp("gpt2"))
 
 
 # ---------------------------------------------------------------------- dropout
@@ -127,99 +87,6 @@ def test_an_adapters_own_dropout_is_on_where_it_regularises(gpt2: str, toy: VecE
     assert score() == score(train=True)
     assert score(train=True, dropout=True) != score()
     assert score() == score(train=True)
-
-
-# ---------------------------------------------------------------------- temperature
-MODES: dict[str, dict[str, Any]] = {
-    "constrained": {"template": "full"},
-    "constrained with reasons": THINKING,
-    "score": {"template": "full", "action_mode": "score"},
-    "score with reasons": {**THINKING, "action_mode": "score"},
-    "generate": {"template": "full", "action_mode": "generate", "max_new_tokens": 6},
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("level", ["turn", "token"])
-def test_ratios_begin_at_one_at_any_temperature(mode: str, level: str, learner: str, toy: VecEnv) -> None:
-    kwargs = {**MODES[mode], "temperature": 0.5}
-    (row, *_) = logged(make(REINFORCE, learner, toy, policy_kwargs=kwargs, level=level, baseline="none", beta=0.01), 8)
-    assert row["train/clip_fraction"] == 0
-    assert row["train/approx_kl"] == pytest.approx(0, abs=1e-6)
-    assert row["train/kl"] == pytest.approx(0, abs=1e-6)
-
-
-def sampled_as(model: Any, episode: Episode) -> torch.Tensor:
-    """The distribution that an actor draws the first command of an episode from, (n_commands,)."""
-    actor, turn = model.policy.actor(1), episode.turns[0]
-    actor.start(0, episode.task, [])
-    rng = np.random.default_rng(0)
-    (log_probs,) = actor.log_probs([Request(0, episode.task, turn.feedback, turn.admissible_commands, rng)])
-    return torch.softmax(log_probs / actor.temperature, 0)
-
-
-@pytest.mark.parametrize("mode", ["constrained", "score"])
-def test_equal_rewards_have_no_gradient_on_average_at_any_temperature(mode: str, learner: str, toy: VecEnv) -> None:
-    """An exact expectation over all commands of a state: the score function's is 0 under what was sampled from."""
-    model = make(REINFORCE, learner, toy, policy_kwargs={**MODES[mode], "temperature": 0.5})
-    whole = make_episodes(1)[0]
-    episode = replace(whole, turns=whole.turns[:1])
-    probabilities = sampled_as(model, episode)
-    every = [
-        replace(episode, turns=[replace(episode.turns[0], command=c)]) for c in episode.turns[0].admissible_commands
-    ]
-    samples = [Sample(Rollout(e, [], 0, [1.0]), 0, advantages=np.ones(1)) for e in every]
-    model.clipped.remember(model.policy, samples, 4)
-    largest, total = 0.0, torch.zeros(())
-    for probability, sample in zip(probabilities.tolist(), samples, strict=True):
-        with model.lm.active(POLICY, train=True):
-            model.clipped.sums(model.policy, [sample], 1, 1)[0].backward()
-        parts = [p.grad.flatten() for p in model.trained_parameters()]
-        gradient = torch.cat(parts) * probability
-        for parameter in model.trained_parameters():
-            parameter.grad = None
-        largest, total = max(largest, float(gradient.norm())), total + gradient
-    assert len(samples) > 2 and largest > 1e-4
-    assert float(total.norm()) < 1e-3 * largest
-
-
-@pytest.mark.parametrize("mode", ["constrained", "constrained with reasons", "generate"])
-def test_what_is_played_is_as_likely_as_it_is_scored(mode: str, gpt2: str) -> None:
-    """Surprise less entropy is 0 on average under the distribution that was sampled from, and under no other."""
-    env = make_doors(n_envs=16, n_turns=2)
-    kwargs = {**MODES[mode], "template": "full" if "reasons" in mode else "compact", "temperature": 0.5}
-    policy = make(REINFORCE, gpt2, env, policy_kwargs=kwargs).policy
-    rollouts = collect(policy.actor(16), env, [RolloutTask({"game": i}, (i,)) for i in range(96)]) or []
-
-    def standard_errors(temperature: float) -> float:
-        with torch.no_grad(), policy.lm.active(POLICY):
-            episodes = [rollout.episode for rollout in rollouts]
-            rows = score_turns(policy.responder, episodes, temperature=temperature, entropies=True)
-        excess = np.array([sum(float(-score.log_prob - entropy(score)) for score in row) for row in rows])
-        return float(excess.mean() / (excess.std() / math.sqrt(len(excess))))
-
-    assert abs(standard_errors(0.5)) < 4
-    assert abs(standard_errors(1.0)) > 5
-
-
-def test_a_policy_does_not_collapse_where_all_rewards_are_equal(gpt2: str) -> None:
-    """Without a baseline every turn is "good", and only noise moves the policy: it has no direction.
-
-    Plain gradient steps, since Adam makes steps of full size out of noise.
-    """
-    env = make_doors(n_envs=16, n_turns=2, prize=1.0)
-    settings = {"n_games": 96, "group_size": 1, "batch_size": 96, "max_grad_norm": 1e9, "seed": 1}
-    kwargs = {"template": "compact", "temperature": 0.5}
-    model = make(REINFORCE, gpt2, env, baseline="none", policy_kwargs=kwargs, **settings)
-    model.updater.optimizer = torch.optim.SGD(model.trained_parameters(), lr=0.02)
-    entropies = [row["train/entropy"] for row in logged(model, 10 * 192)]
-    assert entropies[-1] > 0.5 * entropies[0], entropies
-
-
-@pytest.mark.parametrize("cls", [GRPO, OnlineDPO])
-def test_a_greedy_policy_is_refused_where_samples_are_compared(cls: type, learner: str, toy: VecEnv) -> None:
-    with pytest.raises(ValueError, match="temperature above 0, got 0"):
-        cls(learner, toy, policy_kwargs={"temperature": 0})
 
 
 # ---------------------------------------------------------------------- free text, on all of a vocabulary
