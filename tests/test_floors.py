@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("agentprm_gym.episode_rows",),
     (
         *("agentprm_gym.episodes", "agentprm_gym.spaces", "agentprm_gym.checks", "agentprm_gym.answers"),
-        *("agentprm_gym.observations", "agentprm_gym.chat_limits"),
+        *("agentprm_gym.observations", "agentprm_gym.chat_limits", "agentprm_gym.files"),
     ),
     ("agentprm_gym.states", "agentprm_gym.readers", "agentprm_gym.chat_http"),
     ("agentprm_gym.chat_client",),

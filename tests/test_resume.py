@@ -112,7 +112,7 @@ def test_there_is_a_checkpoint_after_every_stage(unbroken: Any) -> None:
     for copy in copies:
         run = folder / "{}-{}".format(*copy)
         iteration, stage = copy
-        kept = {k for k in (1, 2) if gathered_path(run, k).exists()}
+        kept = {k for k in (1, 2) for version in (1, 2) if gathered_path(run, k, version).exists()}
         running = {iteration + 1} if stage in rest else set()
         assert kept == running | (set(range(1, iteration + 1)) if isinstance(model, InversePRM) else set())
         assert [iteration_path(run, k).exists() for k in (1, 2)] == [iteration > 0, iteration > 1]

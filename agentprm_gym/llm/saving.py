@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save as save_safetensors
 
+from agentprm_gym.files import write_whole
 from agentprm_gym.llm.architecture import same_base
 from agentprm_gym.llm.errors import AdapterMismatchError, ModelNotFoundError
 from agentprm_gym.llm.model import LanguageModel
@@ -88,11 +89,7 @@ def write_save(target: str | os.PathLike[str] | BinaryIO, saved: SavedModel) -> 
         for name, tensors in saved.heads.items():
             archive.writestr(f"heads/{name}.safetensors", save_safetensors(dict(tensors)))
     if isinstance(target, (str, os.PathLike)):
-        path = zip_path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_bytes(buffer.getvalue())
-        partial.replace(path)
+        write_whole(zip_path(target), buffer.getvalue())
     else:
         target.write(buffer.getvalue())
 

@@ -213,6 +213,8 @@ class AgentPRM(PRMAlgorithm[Experience]):
         more = play(tasks, "roll out the diverged policy", snapshots=True, record=False)
         self.lm.copy_adapter(REFERENCE, POLICY)
         experience = replace(experience, trunks=[*more, *experience.trunks])
+        if self.fit.aggregate:
+            self.stages.change(experience)  # later iterations fit to it, also those of a resumed run
         self._fit_prm(experience)
         self._improve(experience)
         self._validate(held_out)

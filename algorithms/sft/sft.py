@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from torch.nn import functional
 
 from agentprm_gym.checks import check_choice, check_float, check_int
 from agentprm_gym.episodes import Episode, read_episodes, write_episodes
+from agentprm_gym.files import write_whole
 from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.scoring import score_turns
 from algorithms.common.acting.policy import POLICY
@@ -36,7 +38,7 @@ from algorithms.common.acting.rollouts import RolloutTask, collect
 from algorithms.common.learning.batches import minibatches, pieces
 from algorithms.common.learning.optim import Updater, set_rate
 from algorithms.common.shell.base import LLMAlgorithm
-from algorithms.common.shell.checkpoints import EPISODES, gathered_path
+from algorithms.common.shell.checkpoints import EPISODES, finish_gathered, gathered_path, new_version
 from algorithms.sft.dagger import TEACHERS, teach
 from algorithms.sft.demonstrations import Demonstration, Lesson, lessons, warn_of
 
@@ -123,6 +125,7 @@ class SFT(LLMAlgorithm):
         self.max_grad_norm = check_float("max_grad_norm", max_grad_norm, above=0)
         # What the learner played, with the teacher's commands.
         self.taught: list[Demonstration] = []
+        self._taught_version = 1  # which writing of it the checkpoint holds
         # What can be learnt, and of which demonstrations.
         self._lessons: tuple[Sequence[Episode] | None, list[Lesson]] = (None, [])
         super().__init__(
@@ -247,24 +250,28 @@ class SFT(LLMAlgorithm):
         return True
 
     # ------------------------------------------------------------------ checkpoints
-    def write_checkpoint(self, gathered: Collection[int] = ()) -> None:
+    def write_checkpoint(self, gathered: Collection[Path] = ()) -> None:
         """Write a checkpoint; with DAgger the learner's episodes so far and the teacher's commands belong to it."""
         if self.checkpoint_dir is not None and self.taught:
-            folder = gathered_path(self.checkpoint_dir, self.iteration)
+            self._taught_version = new_version(self.checkpoint_dir, self.iteration)
+            folder = gathered_path(self.checkpoint_dir, self.iteration, self._taught_version)
             write_episodes(folder / EPISODES, [episode for episode, _ in self.taught])
             labels = [None if labels is None else list(labels) for _, labels in self.taught]
-            (folder / "labels.json").write_text(json.dumps(labels) + "\n", encoding="utf-8")
-            gathered = [self.iteration]
+            write_whole(folder / "labels.json", json.dumps(labels) + "\n")
+            finish_gathered(folder)
+            gathered = [folder]
         super().write_checkpoint(gathered)
 
     def _running_state(self) -> dict[str, Any]:
-        return {**super()._running_state(), "optimizer": self.updater.state(), "n_taught": len(self.taught)}
+        taught = {"n_taught": len(self.taught), "taught_version": self._taught_version}
+        return {**super()._running_state(), "optimizer": self.updater.state(), **taught}
 
     def _restore_running_state(self, state: Mapping[str, Any]) -> None:
         super()._restore_running_state(state)
         self.updater.load_state(state["optimizer"])
         if state["n_taught"]:
             assert self.checkpoint_dir is not None
-            folder = gathered_path(self.checkpoint_dir, self.iteration)
+            version = state.get("taught_version", 1)  # not in checkpoints up to version 0.2
+            folder = gathered_path(self.checkpoint_dir, self.iteration, version)
             labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
             self.taught = list(zip(read_episodes(folder / EPISODES), labels, strict=True))

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from agentprm_gym.files import write_whole
 from agentprm_gym.games.generation.generate import GENERATOR_VERSION, generate_game
 from agentprm_gym.games.generation.knobs import GeneratorKwargs
 
@@ -79,9 +80,7 @@ def _write(path: Path, text: str, overwrite: bool) -> bool:
                 f"{path} exists and differs from what would be written; perhaps another version of the generator wrote it: "
                 "choose another folder, or overwrite it (--force)"
             )
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, text, sync=False)  # thousands of files, which can be made again
     return True
 
 

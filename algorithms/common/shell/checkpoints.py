@@ -2,11 +2,13 @@
 
     resume/state.zip           a save (:mod:`agentprm_gym.llm.saving`) with all adapters, and what a save leaves out:
                                random streams, optimizer, counters, the best policy so far, the stages that are done
-    resume/gathered_<k>/       what iteration k played, in the episodes' own format
+    resume/gathered_<k>/       what iteration k played, in the episodes' own format; gathered_<k>_2, ... where a later stage
+                               changed it
     iterations/<k>.zip         the model right after iteration k (algorithms with a PRM)
 
-``state.zip`` is replaced in one step and names the folders that belong to it, which are written before and removed after:
-whenever a run is killed, its folder holds one checkpoint, the old one or the new.
+``state.zip`` is replaced in one step and names the folders that belong to it, which are written before and removed after. A
+folder that exists is never written again: another stage, or the same one after a kill, takes the next number. So whenever a run
+is killed, or the power fails, its folder holds one checkpoint, the old one or the new.
 
 Two things are not in the files. :attr:`Turn.tokens`: a policy that writes reasons or free text and was killed in the middle of
 an iteration goes on with its texts as the tokenizer cuts them, which may differ from the tokens that it wrote. And the running
@@ -28,6 +30,7 @@ import torch
 from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.episodes import read_episodes, write_episodes
+from agentprm_gym.files import sync_folder, write_whole
 from agentprm_gym.llm.saving import SavedModel, read_save, write_save
 from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.shell.logs import reward_settings
@@ -46,9 +49,29 @@ def state_path(run: str | os.PathLike[str]) -> Path:
     return Path(run) / _FOLDER / _STATE
 
 
-def gathered_path(run: str | os.PathLike[str], iteration: int) -> Path:
-    """The folder with what an iteration played; iterations count from 1."""
-    return Path(run) / _FOLDER / f"{_GATHERED}{iteration}"
+def gathered_path(run: str | os.PathLike[str], iteration: int, version: int = 1) -> Path:
+    """The folder with what an iteration played.
+
+    Args:
+        run: the run's folder.
+        iteration: which iteration, from 1.
+        version: which of its writings, from 1.
+    """
+    return Path(run) / _FOLDER / (f"{_GATHERED}{iteration}" + (f"_{version}" if version > 1 else ""))
+
+
+def new_version(run: str | os.PathLike[str], iteration: int) -> int:
+    """The first version of what an iteration played that has no folder yet; see :func:`gathered_path`."""
+    version = 1
+    while gathered_path(run, iteration, version).exists():
+        version += 1
+    return version
+
+
+def finish_gathered(folder: Path) -> None:
+    """Put the names in a folder of played episodes on the disk, and its own name, before a checkpoint names it."""
+    sync_folder(folder)
+    sync_folder(folder.parent)
 
 
 def iteration_path(run: str | os.PathLike[str], iteration: int) -> Path:
@@ -98,7 +121,7 @@ def unpack_state(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def write_checkpoint(
-    run: str | os.PathLike[str], saved: SavedModel, state: Mapping[str, Any], gathered: Collection[int] = ()
+    run: str | os.PathLike[str], saved: SavedModel, state: Mapping[str, Any], gathered: Collection[Path] = ()
 ) -> None:
     """Replace a run's checkpoint in one step.
 
@@ -106,7 +129,7 @@ def write_checkpoint(
         run: the run's folder.
         saved: the model, all adapters included.
         state: the rest; see :func:`pack_state`.
-        gathered: iterations whose folders belong to it; those of others are removed.
+        gathered: folders of played episodes that belong to it; others are removed.
     """
     tensors: dict[str, torch.Tensor] = {}
     manifest = {**saved.manifest, _REST: pack_state(state, tensors)}
@@ -143,10 +166,10 @@ def remove_checkpoint(run: str | os.PathLike[str]) -> None:
             path.unlink()
 
 
-def _remove_gathered(run: str | os.PathLike[str], keep: Collection[int]) -> None:
+def _remove_gathered(run: str | os.PathLike[str], keep: Collection[Path]) -> None:
+    names = {path.name for path in keep}
     for path in (Path(run) / _FOLDER).glob(f"{_GATHERED}*"):
-        number = path.name.removeprefix(_GATHERED)
-        if number.isdecimal() and int(number) not in keep:
+        if re.fullmatch(r"\d+(_\d+)?", path.name.removeprefix(_GATHERED)) and path.name not in names:
             shutil.rmtree(path)
 
 
@@ -221,7 +244,7 @@ def write_rollouts(folder: Path, parts: Mapping[str, Sequence[Rollout]]) -> None
     ]
     write_episodes(folder / EPISODES, [rollout.episode for rollouts in parts.values() for rollout in rollouts])
     text = json.dumps({"parts": list(parts), "rollouts": rows}, indent=1) + "\n"
-    (folder / "rollouts.json").write_text(text, encoding="utf-8")
+    write_whole(folder / "rollouts.json", text)
 
 
 def read_rollouts(folder: Path) -> dict[str, list[Rollout]]:

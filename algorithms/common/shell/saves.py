@@ -213,11 +213,11 @@ class SavedAlgorithm(BaseAlgorithm):
         return dict(settings)
 
     # ------------------------------------------------------------------ checkpoints
-    def write_checkpoint(self, gathered: Collection[int] = ()) -> None:
+    def write_checkpoint(self, gathered: Collection[Path] = ()) -> None:
         """Write a checkpoint, where one is wanted.
 
         Args:
-            gathered: iterations whose folders of episodes belong to it.
+            gathered: folders of played episodes that belong to it; others are removed.
         """
         if self.checkpoint_dir is None:
             return
