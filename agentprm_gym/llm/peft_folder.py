@@ -20,6 +20,9 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from agentprm_gym.checks import check_float
+from agentprm_gym.llm.finite import check_finite
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 #: PEFT's settings that say which shape an adapter has and how it is scaled. Another adapter of its kind is made from them.
@@ -83,6 +86,9 @@ def check_settings(config: Mapping[str, Any], what: str) -> None:
     Raises:
         ValueError: naming the settings.
     """
+    for key in ("lora_alpha", "lora_dropout"):
+        if key in config:
+            check_float(f"{key} of {what}", config[key], 0.0)
     usual = LoraConfig().to_dict()
     odd = {
         key: value
@@ -148,6 +154,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> AdapterFolder:
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise ValueError(f"{path} holds a PEFT adapter of type {kind!r}; only 'LORA' is supported")
     check_settings(config, f"the adapter in {path}")
+    check_finite(path, {WEIGHTS: tensors})
     return AdapterFolder(settings_of(config, tensors, path), tensors)
 
 

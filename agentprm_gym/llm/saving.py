@@ -21,6 +21,7 @@ from safetensors.torch import save as save_safetensors
 from agentprm_gym.files import write_whole
 from agentprm_gym.llm.architecture import same_base
 from agentprm_gym.llm.errors import AdapterMismatchError, ModelNotFoundError
+from agentprm_gym.llm.finite import check_finite
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.llm.save_checks import Archive, checked_adapter, checked_manifest
 from agentprm_gym.plain_text import plain
@@ -138,6 +139,7 @@ def _read(data: BinaryIO, name: str, packed: int) -> SavedModel:
                 saved.adapters[adapter] = tensors
             for head in saved.manifest["heads"]:
                 saved.heads[head] = archive.tensors(f"heads/{head}.safetensors")
+            check_finite(name, saved.adapters, saved.heads)
             return saved
     except SaveFormatError:
         raise

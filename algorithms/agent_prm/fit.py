@@ -71,7 +71,7 @@ class FitStage(FitOptions):
                     loss, _, _ = prm_loss(logits, targets, weights, self.rank_coef, tau)
                     (loss / weight).backward()
                     batch_loss += loss.item() / weight
-                updater.step()
+                updater.step(batch, batch_loss)
                 losses.append(batch_loss)
                 on_progress(len(losses) / n_updates)
         return losses

@@ -12,6 +12,7 @@ from importlib import metadata
 from rich.markup import escape
 
 from algorithms.cli import bench, compare, configuration, demo, demos, evaluate, export, games, output, play, train
+from algorithms.common.shell.errors import DivergedError
 
 _EPILOG = """examples:
   agentprm demo                         watch AgentPRM beat its starting point on this machine
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words behind ``agentprm``; those of this process by default.
 
     Returns:
-        The exit status: 0, 1 (a check failed), 2 (wrong input), 130 (Ctrl-C).
+        The exit status: 0, 1 (a check failed, or a run could not go on), 2 (wrong input), 130 (Ctrl-C).
     """
     parser, verbs = build_parser()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -90,6 +91,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader has enough ("| head"). Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except DivergedError as error:
+        if args.debug:
+            raise
+        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        return 1
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if args.debug:
             raise

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from algorithms.cli import arguments, configuration, environments, output, progress
 from algorithms.common.shell import folders, machine
+from algorithms.common.shell.errors import DivergedError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -174,6 +175,8 @@ def _kept_on_error(model: LLMAlgorithm, args: argparse.Namespace) -> Iterator[No
 
     try:
         yield
+    except DivergedError:
+        raise  # what is learnt is worth nothing, and to go on would end there again
     except BaseException:
         path = args.out / folders.INTERRUPTED
         with suppress(OSError, RuntimeError):  # the disk or the memory may be what is full

@@ -270,7 +270,7 @@ def fit_inverse_prm(
                 loss = torch.stack(losses).sum()
                 loss.backward()
                 sums["loss"] += loss.item()
-            updater.step()
+            updater.step(batch, sums["loss"])
             seen.append(sums)
             on_progress((done + 1) / len(batches))
     last = seen[-(len(batches) // options.n_epochs) :]

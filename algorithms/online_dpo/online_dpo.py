@@ -167,7 +167,7 @@ class OnlineDPO(GroupedLLMAlgorithm):
                 losses.append(
                     sum(self.add_gradients(piece, len(batch)) for piece in pieces(batch, self.micro_batch_size))
                 )
-                self.updater.step()
+                self.updater.step([pair.played for pair in batch], losses[-1])
                 self._n_updates += 1
         self.logger.record("train/loss", float(np.mean(losses)) if losses else float("nan"))
         self.logger.record("train/n_updates", self._n_updates)

@@ -156,7 +156,7 @@ class RFT(GroupedLLMAlgorithm):
                 loss.backward()
                 total += float(loss.detach())
         self._n_updates += 1
-        return total, self.updater.step()
+        return total, self.updater.step(batch, total)
 
     def loss_sum(self, batch: Sequence[Played]) -> torch.Tensor:
         """Summed negative log-probability of what was done, a scalar; the policy's adapter must be active."""

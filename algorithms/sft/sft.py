@@ -237,7 +237,7 @@ class SFT(LLMAlgorithm):
                     loss = self.loss_sum(piece) / n_turns
                     loss.backward()
                     total += loss.item()
-            self.updater.step()
+            self.updater.step(batch, total)
             self._n_updates += 1
             losses.append(total)
             names = {"infos": [], "dones": np.zeros(0, dtype=bool), "rewards": np.zeros(0), "batch": batch}

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
+from agentprm_gym.checks import check_float, check_int
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.model import AdapterMismatchError, LanguageModel
 from agentprm_gym.llm.saving import SavedModel, check_base
@@ -137,7 +138,8 @@ class LLMPolicy(BasePolicy):
                 expression; give a function a name with :func:`agentprm_gym.register_reader`.
 
         Raises:
-            ValueError: if the observation space lacks a key, the temperature is negative, or ``parse`` is unknown.
+            ValueError: if the observation space lacks a key, the temperature is negative or not finite, or ``parse`` is
+                unknown.
         """
         super().__init__(observation_space, action_space)
         have = list(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else []
@@ -146,9 +148,7 @@ class LLMPolicy(BasePolicy):
                 f"an LLM policy needs a Dict observation with the keys {list(KEYS)}, got {observation_space}; "
                 "wrap your environment so that it gives them (see TextIdentity-v0 for the smallest example)"
             )
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {temperature}")
-        self.temperature = temperature
+        self.temperature = check_float("temperature", temperature, 0.0)  # 0 is greedy
         # A save names its reader, and loading somebody else's save must not run code.
         self.reader = None if parse is None else make_reader(parse, may_import=False)
         self.lm = base or LanguageModel.load(
@@ -163,7 +163,7 @@ class LLMPolicy(BasePolicy):
             trust_remote_code=trust_remote_code,
         )
         self.responder = Responder(self.lm, action_mode, score_normalization, max_new_tokens)
-        self.cache_tokens = cache_tokens
+        self.cache_tokens = None if cache_tokens is None else check_int("cache_tokens", cache_tokens, 0)
         self.lm.add_adapter(POLICY, lora)
         self.rng = np.random.default_rng(0)
 

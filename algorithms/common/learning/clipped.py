@@ -189,7 +189,7 @@ def clipped_updates(
                     for key, summand in sums.items():
                         totals[key] += summand
             extra_loss(batch, n_turns)
-            stats.append(totals | {"grad_norm": updater.step()})
+            stats.append(totals | {"grad_norm": updater.step(batch, totals["policy_loss"])})
             if target_kl is not None and totals["approx_kl"] > 1.5 * target_kl:
                 return stats
     return stats

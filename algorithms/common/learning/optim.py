@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
+from algorithms.common.shell.errors import DivergedError
 
 #: Largest norm of the gradients of an update of a process reward model, or of a policy against it.
 MAX_GRAD_NORM = 1.0
@@ -78,12 +81,24 @@ class Updater:
     def optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
 
-    def step(self) -> float:
-        """Clip the gradients, take a step and drop the gradients; returns the norm that they had."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
+    def step(self, batch: Iterable[Any] = (), loss: float = 0.0) -> float:
+        """Clip the gradients, take a step and drop the gradients; returns the norm that they had.
+
+        Args:
+            batch: what the gradients come from: episodes, or what has one as ``episode``; kept where they are not finite.
+            loss: of this update.
+
+        Raises:
+            DivergedError: the loss or the norm is not finite; then no step is taken.
+        """
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm))
+        for name, value in (("loss", loss), ("norm of the gradients", norm)):
+            if not math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise DivergedError(f"the {name} is {value}", [getattr(one, "episode", one) for one in batch])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     def state(self) -> dict[str, Any] | None:
         """What a checkpoint holds of it; ``None`` before its first use."""

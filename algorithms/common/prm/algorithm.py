@@ -30,6 +30,7 @@ from algorithms.common.prm.validation import BestPolicy
 from algorithms.common.prm.version_0_1 import current_settings
 from algorithms.common.shell.base import LLMAlgorithm
 from algorithms.common.shell.checkpoints import iteration_path
+from algorithms.common.shell.errors import DivergedError
 from algorithms.common.shell.logs import ONLY_TENSORBOARD
 
 #: How the parameters of the head begin in :meth:`PRMAlgorithm.get_parameters`.
@@ -177,6 +178,12 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             self.logger.record("samples/candidates", sample, exclude=ONLY_TENSORBOARD)
 
     # ------------------------------------------------------------------ the shell around the loop
+    def check_learnt(self) -> None:
+        """Refuse what was learnt where the policy or the process reward model is not finite."""
+        super().check_learnt()
+        if self._recent is not None and not np.isfinite(opinion(self.prm, [self._recent], 1)[0]):
+            raise DivergedError("the scores of the process reward model are not numbers any more", [self._recent])
+
     def _may_continue(self) -> bool:
         return self.n_iterations is None or self.iteration < self.n_iterations
 

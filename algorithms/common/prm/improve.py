@@ -86,7 +86,7 @@ class ImproveStage(ImproveOptions):
                 if self.imitation_coef > 0 and successes and self.objective != "imitation":
                     drawn = [successes[int(i)] for i in rng.permutation(len(successes))[: self.batch_size]]
                     imitate(bandit.responder, drawn, self.imitation_coef, micro_batch_size)
-                updater.step()
+                updater.step(batch, sum(here.loss))
             here.enter(stats)
             on_progress((update + 1) / self.n_updates)
             if self.target_kl is not None and len(stats.kl) >= 5 and float(np.mean(stats.kl[-5:])) > self.target_kl:

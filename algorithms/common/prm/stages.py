@@ -96,6 +96,8 @@ class Stages(Generic[Gathered]):
 
     def _write_checkpoint(self) -> None:
         folder = self._algorithm.checkpoint_dir
+        if folder is not None:
+            self._algorithm.check_learnt()
         kept = {} if folder is None else self._kept
         self._algorithm.write_checkpoint([self._path(iteration) for iteration in kept])
 

@@ -43,6 +43,8 @@ from agentprm_gym.llm.saving import SavedModel, read_save
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
 from algorithms.common.acting.server import CANNOT_TRAIN, is_server
+from algorithms.common.shell.errors import DivergedError
+from algorithms.common.shell.finite import check_learnt
 from algorithms.common.shell.folders import saved_model
 from algorithms.common.shell.logs import ONLY_TENSORBOARD, Samples, describe_run, episode_markdown, reward_settings
 from algorithms.common.shell.machine import check_device, use_fast_threads
@@ -153,6 +155,7 @@ class LLMAlgorithm(SavedAlgorithm):
         # The state that a resumed run takes over when it learns, until then.
         self._resumed: dict[str, Any] | None = None
         self._samples = Samples()
+        self._recent: Episode | None = None  # one that was played, to see whether what is learnt is finite
         # What cannot be saved is refused now, not after hours of training.
         for name, value in self._own_settings().items():
             plain_settings(value, name)
@@ -261,6 +264,7 @@ class LLMAlgorithm(SavedAlgorithm):
 
         Raises:
             ValueError: without an environment, or without any limit.
+            DivergedError: a loss, a gradient or a weight is not finite any more.
 
         After :meth:`resume`, ``total_timesteps`` is what is left and ``reset_num_timesteps=False`` goes on counting, in the
         same TensorBoard run.
@@ -293,7 +297,7 @@ class LLMAlgorithm(SavedAlgorithm):
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps and self._may_continue():
             try:
-                if not self._iterate(callback):
+                if not self._checked_iteration(callback):
                     break
             except StopLearning:
                 break
@@ -304,6 +308,30 @@ class LLMAlgorithm(SavedAlgorithm):
         self._finish_learning()
         callback.on_training_end()
         return self
+
+    def _checked_iteration(self, callback: BaseCallback) -> bool:
+        """Run one iteration, and look at what it learnt; returns whether learning goes on.
+
+        Raises:
+            DivergedError: a loss, a gradient or a weight is not finite; the message says what to do.
+        """
+        try:
+            goes_on = self._iterate(callback)
+            self.check_learnt()
+        except DivergedError as error:
+            kept = None if self.checkpoint_dir is None else error.keep(self.checkpoint_dir)
+            batch = "" if kept is None else f" The episodes of this update are in {kept}."
+            raise DivergedError(
+                f"{type(self).__name__} diverged in iteration {self.iteration + 1}, after {self._n_updates} updates: {error}. "
+                f"Nothing of this iteration was saved, and earlier checkpoints are as they were.{batch} Train again with a "
+                f"lower learning_rate (it is {self.learning_rate:g}), or look at rewards and demonstrations for extreme values",
+                error.episodes,
+            ) from error
+        return goes_on
+
+    def check_learnt(self) -> None:
+        """Refuse what was learnt where it is not finite; see :func:`~algorithms.common.shell.finite.check_learnt`."""
+        check_learnt(self, self._recent or next(iter(getattr(self, "demonstrations", None) or ()), None))
 
     def _iterate(self, callback: BaseCallback) -> bool:
         """Run one iteration.
@@ -375,6 +403,7 @@ class LLMAlgorithm(SavedAlgorithm):
             self.ep_info_buffer.append({"r": reward, "l": len(episode.turns), "t": time.time()})
             self.ep_success_buffer.append(episode.success)
             self._samples.add(episode)
+            self._recent = episode
         self._episode_num += len(episodes)
 
     def dump_logs(self) -> None:

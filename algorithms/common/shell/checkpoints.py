@@ -31,6 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.episodes import read_episodes, write_episodes
 from agentprm_gym.files import sync_folder, write_whole
+from agentprm_gym.llm.finite import NO_WEIGHTS
 from agentprm_gym.llm.saving import SavedModel, read_save, write_save
 from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.shell.logs import reward_settings
@@ -38,7 +39,7 @@ from algorithms.common.shell.logs import reward_settings
 EPISODES = "episodes.jsonl.gz"
 _FOLDER, _STATE, _ITERATIONS, _GATHERED = "resume", "state.zip", "iterations", "gathered_"
 #: Where in a save the rest of a checkpoint stands, among the manifest's keys and among the heads.
-_REST = "checkpoint"
+_REST = NO_WEIGHTS
 #: So much of a hash tells two apart.
 _SHOWN = 40
 
