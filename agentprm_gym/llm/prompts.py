@@ -7,6 +7,7 @@ ever grows at its end. Where the tokenizer has a chat template, they become its 
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -129,6 +130,7 @@ class PromptFormat:
     _eot: list[int] = field(init=False)
     _after: list[int] = field(init=False, default_factory=list)
     _gap: str = field(init=False)
+    _controls: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the template, and split it and the tokenizer's chat format into tokens."""
@@ -138,6 +140,12 @@ class PromptFormat:
             raise ValueError(
                 f"{self.tokenizer.name_or_path!r}: the tokenizer has no eos_token to end a response with; set one"
             )
+        added = self.tokenizer.added_tokens_decoder.values()
+        names = {*self.tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        names = {name for name in names if len(name.strip()) > 1}
+        self._controls = re.compile(
+            "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)"
+        )
         if self.template != "compact":
             self._chat = ChatPieces.of(self.tokenizer)
         if self._chat is None:
@@ -193,6 +201,15 @@ class PromptFormat:
             return list(backend.encode(text, add_special_tokens=False).ids)
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
+    def _plain(self, text: str) -> str:
+        """A text of a game, or of whoever answers, in which no control token is read: ``<eot>`` becomes ``< eot>``.
+
+        Otherwise what a game says could end a turn, or speak in another role.
+        """
+        while self._controls.search(text):
+            text = self._controls.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return text
+
     def prompt_text(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> str:
         """What the model is told at a turn, without the chat template around it."""
         return self._text.prompt(task, feedback, admissible_commands, first)
@@ -223,7 +240,8 @@ class PromptFormat:
         return ids
 
     def _encode_prompt(self, task: str, feedback: str, admissible_commands: Sequence[str], first: bool) -> list[int]:
-        body = self.prompt_text(task, feedback, admissible_commands, first)
+        commands = [self._plain(command) for command in admissible_commands]
+        body = self.prompt_text(self._plain(task), self._plain(feedback), commands, first)
         if self._chat is not None:
             after = [] if first else self._after
             return after + self._encode((self._chat.first if first else "") + body + self._chat.between)
@@ -244,14 +262,14 @@ class PromptFormat:
         key = "\x00" + task
         ids = self._cache.get(key)
         if ids is None:
-            ids = self._cache[key] = self._encode(self._text.judge(task))
+            ids = self._cache[key] = self._encode(self._text.judge(self._plain(task)))
         return ids
 
     def command_ids(self, command: str) -> list[int]:
         """Tokens of a command with the end-of-turn token, as they follow :attr:`lead` or :attr:`reason_close`."""
         ids = self._cache.get(command)
         if ids is None:
-            ids = self._encode(self._gap + command) + self._eot
+            ids = self._encode(self._gap + self._plain(command)) + self._eot
             if len(self._cache) < _MANY_COMMANDS:
                 self._cache[command] = ids
         return ids
@@ -275,7 +293,7 @@ class PromptFormat:
         if tokens is not None and free in (None, tokens.command_start is None):
             return tokens
         if self.reasons and turn.reason:
-            reason = self._encode(" " + " ".join(turn.reason.split()))
+            reason = self._encode(" " + self._plain(" ".join(turn.reason.split())))
             tokens = self.with_reason(reason, turn.command, stopped=True)
         else:
             n = len(self.lead)

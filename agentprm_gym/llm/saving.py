@@ -139,8 +139,6 @@ def _read(data: BinaryIO, name: str, packed: int) -> SavedModel:
                 saved.adapters[adapter] = tensors
             for head in saved.manifest["heads"]:
                 saved.heads[head] = archive.tensors(f"heads/{head}.safetensors")
-            check_finite(name, saved.adapters, saved.heads)
-            return saved
     except SaveFormatError:
         raise
     # Whatever a file holds that is not a save: libraries raise many kinds of errors for it.
@@ -150,6 +148,8 @@ def _read(data: BinaryIO, name: str, packed: int) -> SavedModel:
             f"{name} is not a save of agentprm-gym ({type(error).__name__}: {why}); "
             "expected a zip with agentprm.json, written by an algorithm's save()"
         ) from error
+    check_finite(name, saved.adapters, saved.heads)
+    return saved
 
 
 def base_name(saved: SavedModel, what: str, base: str | None = None) -> str:

@@ -241,7 +241,7 @@ def _table(rows: list[dict[str, Any]], x: str, level: float) -> Table:
     if several:
         table.columns[1].no_wrap, table.columns[1].overflow = False, "fold"
     for row in rows:
-        cells = [escape(row["run"])] + ([row["tag"]] if several else [])
+        cells = [escape(row["run"])] + ([escape(row["tag"])] if several else [])
         cells += [
             str(row["seeds"]),
             f"{row['to']:.0f}",

@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace, console: Console) -> None:
     games, test_games = (venv.get_attr("games", indices=[0])[0] for venv in (train, test))
     chosen = _test_games(args, test)
     console.print(
-        f"[bold]AgentPRM demo[/] on {games.source} games: train on {len(games)} of train, "
+        f"[bold]AgentPRM demo[/] on {escape(games.source)} games: train on {len(games)} of train, "
         f"report on {len(chosen)} of {args.split}, each played once"
     )
     with progress.progress(console) as bars:
@@ -246,8 +246,8 @@ def _report(args: argparse.Namespace, console: Console, results: dict[str, Seque
         table.add_row(name.removesuffix(" by the PRM"), output.percent(row), against, f"{row.mean_steps:.1f}")
     console.print(table)
     console.print(
-        f"{rows[0]['n']} {games.source} games of {args.split}; drawn at temperature {TEMPERATURE:g} unless greedy; best of "
-        f"{BEST_OF}: draws among which the PRM chooses",
+        f"{rows[0]['n']} {escape(games.source)} games of {args.split}; drawn at temperature {TEMPERATURE:g} unless greedy; "
+        f"best of {BEST_OF}: draws among which the PRM chooses",
         soft_wrap=True,
     )
     source = {"source": games.source, "split": args.split, "content_hash": games.content_hash}

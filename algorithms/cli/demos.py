@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from agentprm_gym.experts.demos import EXPERTS, demonstrations
 from agentprm_gym.games.listing import find_games
@@ -85,8 +86,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     write_episodes(args.out, episodes)
     n_turns = sum(len(episode.turns) for episode in episodes)
     console.print(
-        f"wrote {len(episodes)} demonstrations ({n_turns} turns) on {games.source} games of {games.split} to "
-        f"[bold]{args.out}[/]"
+        f"wrote {len(episodes)} demonstrations ({n_turns} turns) on {escape(games.source)} games of {games.split} to "
+        f"[bold]{escape(str(args.out))}[/]",
+        soft_wrap=True,
     )
     if len(episodes) < (args.n or len(games)):
         console.print(f"the expert wins no more than {len(episodes)} of these {len(games)} games")

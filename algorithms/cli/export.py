@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from algorithms.cli import arguments
 from algorithms.common.shell.folders import check_folder, saved_model
@@ -68,5 +69,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         lm = load_language_model(args.save, args.base)
         write = lm.export_merged if chosen == "merged" else lm.export_adapter
         write("policy", args.out)
-    console.print(f"{args.adapter} of {args.save} as {chosen} in [bold]{args.out}[/]")
+    console.print(
+        f"{args.adapter} of {escape(args.save)} as {chosen} in [bold]{escape(str(args.out))}[/]", soft_wrap=True
+    )
     return 0

@@ -121,7 +121,7 @@ def _table(found: list[GameList]) -> Table:
     for games in found:
         table.add_column(games.split, justify="right")
     counts = [Counter(game_id.split("-", 1)[0] for game_id in games.game_ids) for games in found]
-    table.add_row("from", *(games.source for games in found))
+    table.add_row("from", *(escape(games.source) for games in found))
     table.add_row("games", *(str(len(games)) for games in found), style="bold", end_section=True)
     for task_type in TASK_TYPES:
         table.add_row(task_type, *(str(count[task_type]) for count in counts))

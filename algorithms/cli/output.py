@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
 
@@ -82,10 +83,10 @@ def make_table(first: str, *others: str, title: str | None = None) -> Table:
         others: headers of the others; a line break in them saves width.
         title: above the table.
     """
-    table = Table(title=title)
-    table.add_column(first, overflow="fold")
+    table = Table(title=None if title is None else escape(title))
+    table.add_column(escape(first), overflow="fold")
     for name in others:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(escape(name), justify="right", no_wrap=True)
     return table
 
 
@@ -99,7 +100,7 @@ def rates_table(rows: Sequence[Rate], first: str) -> Table:
     table = make_table(first, "games", "success %\n[95 % interval]", "mean steps")
     for row in rows:
         style = "bold" if row.name == "all" else None
-        table.add_row(row.name, str(row.n), percent(row), f"{row.mean_steps:.1f}", style=style)
+        table.add_row(escape(row.name), str(row.n), percent(row), f"{row.mean_steps:.1f}", style=style)
     return table
 
 

@@ -318,7 +318,7 @@ def _weighed(candidates: list[dict[str, Any]], chosen: str) -> Table:
 # ---------------------------------------------------------------------- what both show
 def _show_task(env: TextGameEnv, observation: Observation, console: Console) -> None:
     episode = env.episode()
-    title = f"{episode.task_type}, {episode.split}"
+    title = escape(f"{episode.task_type}, {episode.split}")
     console.print(Panel(f"[bold]{escape(observation['task'])}[/]", title=title, subtitle=escape(episode.game_id)))
     # The opening text ends with the task, which stands above.
     opening = observation["feedback"].split("\n\nYour task is to:")[0]

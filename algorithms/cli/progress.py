@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 #: Seconds between two lines where the output is not a terminal.
@@ -87,6 +88,7 @@ def stage(bars: Progress, label: str, total: float) -> Iterator[Callable[[float]
     Yields:
         A function that takes how much is done.
     """
+    label = escape(label)  # it may name an environment or a folder
     task, start = bars.add_task(label, total=total), time.monotonic()
     try:
         yield lambda done: bars.update(task, completed=done)
