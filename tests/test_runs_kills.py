@@ -48,9 +48,9 @@ class Watch:
         self.folder, self.states, self.n_operations = folder, list[State](), 0
         self.not_synced: list[str] = []
         self._pool: dict[bytes, bytes] = {}
-        self._last: State = {}
         self._seen: set[frozenset[tuple[str, bytes | None]]] = set()
         self._synced: set[int] = set()
+        self._last = self._read()  # what is there already was not written under our eyes
 
     def operation(self, event: str, args: tuple[Any, ...]) -> None:
         """A file operation is about to happen."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,6 +197,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not all(training.goes_on(args, folder) for _, folder in runs):
         check_model(args.policy)
     args.policy = folders.saved_model(args.policy)
+    if args.overwrite and args.seeds is not None and any(f in Path(args.policy).parents for _, f in runs):
+        raise ValueError(
+            f"--policy {args.policy} is in a folder that --overwrite clears before the first seed: copy it somewhere else"
+        )
     with folders.locked(args.out):
         _train_all(args, algorithm, runs, console)
     return 0
@@ -277,13 +282,26 @@ def _train_all(
     """Train with each seed, into its folder."""
     from algorithms.cli import training
 
-    if args.seeds is not None:
-        configuration.write_config(args.parser, args.out, args, RULES)
-    seeds, args.resumed_by = args.seeds, args.out
+    seeds, args.resumed_by, begun = args.seeds, args.out, False
+    whole = argparse.Namespace(**vars(args))
+
+    def begin() -> None:
+        """Before anything is written: clear all folders, and say what is in them from now on."""
+        nonlocal begun
+        if begun:
+            return
+        begun = True
+        if args.resume is None:
+            for _, folder in runs:
+                training.clear(folder)
+        if seeds is not None:
+            configuration.write_config(whole.parser, whole.out, whole, RULES)
+
     for seed, folder in runs:
         if seeds is not None:
             console.print(f"seed {seed}")
         args.seed, args.out, args.seeds = seed, folder, None
-        training.train_one(args, algorithm, console)
+        with nullcontext() if seeds is None else folders.locked(folder):
+            training.train_one(args, algorithm, console, begin)
     if seeds is not None:
         console.print(f"next: agentprm compare {escape(str(args.resumed_by))}", soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from agentprm_gym.episodes import write_episodes
 from algorithms.cli import arguments, configuration, environments, output, progress
 from algorithms.common.shell import folders, machine
-from algorithms.common.shell.errors import DivergedError
+from algorithms.common.shell.errors import KEPT, DivergedError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from agentprm_gym.episodes import Episode
     from algorithms.common.shell.base import LLMAlgorithm
+
+#: What the expert plays for a run without --demos, in its folder.
+_DEMOS = "demos.jsonl.gz"
 
 
 def goes_on(args: argparse.Namespace, folder: Path) -> bool:
@@ -31,13 +35,29 @@ def goes_on(args: argparse.Namespace, folder: Path) -> bool:
     return args.resume is not None and state_path(folder).exists()
 
 
-def train_one(args: argparse.Namespace, algorithm: type[LLMAlgorithm], console: Console) -> None:
+def clear(folder: Path) -> None:
+    """Remove a run's results before another one begins in its folder, so that no old model stands beside a new description.
+
+    The checkpoint goes first: what is left when this is killed is an old model with its own description, or nothing to resume.
+    Files of the user's stay, and so do curves, which are numbered.
+    """
+    from algorithms.common.shell.checkpoints import remove_checkpoint
+
+    remove_checkpoint(folder)
+    for name in (folders.MODEL, folders.INTERRUPTED, KEPT):
+        (folder / name).unlink(missing_ok=True)
+
+
+def train_one(
+    args: argparse.Namespace, algorithm: type[LLMAlgorithm], console: Console, begin: Callable[[], None]
+) -> None:
     """Train with one seed, into one folder.
 
     Args:
         args: the options, checked; ``out`` and ``seed`` are this run's.
         algorithm: the algorithm.
         console: where to report.
+        begin: called when everything was found to be right and before anything is written.
     """
     out: Path = args.out
     path = escape(str(out / folders.MODEL))
@@ -46,7 +66,10 @@ def train_one(args: argparse.Namespace, algorithm: type[LLMAlgorithm], console: 
         return
     with progress.progress(console) as bars:
         venv = environments.make_training_env(args)
-        model, total = _make_model(args, algorithm, bars, venv)
+        model, total, played = _make_model(args, algorithm, bars, venv)
+        begin()
+        if played is not None:
+            write_episodes(out / _DEMOS, played)
         resumed = goes_on(args, out)
         if resumed and _is_finished(args, model, total):
             limit = "iterations" if args.iterations else "epochs" if args.epochs else "timesteps"
@@ -78,12 +101,12 @@ def _next_split(args: argparse.Namespace) -> str:
 
 def _make_model(
     args: argparse.Namespace, algorithm: type[LLMAlgorithm], bars: Progress, venv: VecEnv
-) -> tuple[LLMAlgorithm, int]:
-    """The algorithm, new or as a checkpoint has it, and how many timesteps it is to learn in all."""
+) -> tuple[LLMAlgorithm, int, list[Episode] | None]:
+    """The algorithm, new or as a checkpoint has it; how many timesteps it is to learn; and demonstrations to be kept."""
     from algorithms.common.shell.base import NO_LIMIT
-    from algorithms.common.shell.checkpoints import remove_checkpoint
 
     out: Path = args.out
+    played: list[Episode] | None = None
     if args.threads is not None:
         machine.set_threads(args.threads)
     shared: dict[str, Any] = {"tensorboard_log": str(out / "tb"), "device": args.device, "verbose": 0}
@@ -91,36 +114,35 @@ def _make_model(
     if args.iterations:
         shared["n_iterations"] = args.iterations
     if "demonstrations" in algorithm.constructor_names():
-        shared["demonstrations"] = demos = _demonstrations(args, bars, venv)
+        demos, is_new = _demonstrations(args, bars, venv)
+        shared["demonstrations"], played = demos, demos if is_new else None
         if args.epochs:
             total = args.epochs * sum(len(e.turns) for e in demos)
     if goes_on(args, out):
         trusted = bool((args.settings.get("policy_kwargs") or {}).get("trust_remote_code"))
-        return algorithm.resume(out, venv, trust_remote_code=trusted, **shared), total
+        return algorithm.resume(out, venv, trust_remote_code=trusted, **shared), total, played
     make: Any = algorithm
     try:
         model: LLMAlgorithm = make(args.policy, venv, **{"seed": args.seed, **shared, **args.settings})
     except TypeError as error:
         # Of a constructor that does not check its arguments.
         raise ValueError(f"{algorithm.__name__} does not take --set {args.settings}: {error}") from error
-    remove_checkpoint(out)
     model.checkpoint_dir = out
-    return model, total
+    return model, total, played
 
 
-def _demonstrations(args: argparse.Namespace, bars: Progress, venv: VecEnv) -> list[Episode]:
-    """The demonstrations of a file, or those that the expert plays, which are kept in the output folder."""
-    from agentprm_gym.episodes import read_episodes, write_episodes
+def _demonstrations(args: argparse.Namespace, bars: Progress, venv: VecEnv) -> tuple[list[Episode], bool]:
+    """The demonstrations of a file, or those that the expert plays; and whether it played them now, so that they are kept."""
+    from agentprm_gym.episodes import read_episodes
     from agentprm_gym.experts import demonstrations
 
-    kept = args.out / "demos.jsonl.gz"
+    kept = args.out / _DEMOS
     if args.demos is not None or (goes_on(args, args.out) and kept.exists()):
-        return list(read_episodes(args.demos or kept))
+        return list(read_episodes(args.demos or kept)), False
     games = venv.get_attr("games", indices=[0])[0]
     with progress.stage(bars, f"{args.n_demos} expert demonstrations", args.n_demos) as done:
         demos = demonstrations(games, args.n_demos, args.seed, on_episode=progress.counted(done))
-    write_episodes(kept, demos)
-    return demos
+    return demos, True
 
 
 def _is_finished(args: argparse.Namespace, model: LLMAlgorithm, total: int) -> bool:

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 #: What ``agentprm train`` calls its result, and what it keeps when Ctrl-C ends it.
 MODEL, INTERRUPTED = "model.zip", "interrupted.zip"
@@ -142,6 +143,14 @@ def locked(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
+def _is_named(file: TextIO, path: Path) -> bool:
+    """Whether an open file is the one that has a name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold a lock file while the body runs."""
@@ -162,6 +171,11 @@ def _lock(path: Path) -> Iterator[None]:
         except OSError:
             yield
             return
+        if not _is_named(file, path):
+            # The last holder removed it between our opening and our locking: another process may hold a newer one.
+            raise BlockingIOError(
+                f"{path.parent} was written by another process until this moment: start again, or choose another --out"
+            )
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
