@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         if args.debug:
             raise
-        Console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        output.console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if args.debug:
