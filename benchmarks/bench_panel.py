@@ -32,6 +32,7 @@ from agentprm_gym.bench import panel as panels
 from agentprm_gym.bench.labels import fair_labels, on_policy_labels, oracle_labels, steps_to_go
 from agentprm_gym.bench.states import PLAYERS, BenchState, Labels
 from agentprm_gym.episodes import Episode, Turn, read_episodes, write_episodes
+from agentprm_gym.experts import demonstrations
 from agentprm_gym.experts.search import SearchExpert
 from agentprm_gym.games import Game, find_games
 from algorithms import SFT
@@ -54,6 +55,8 @@ WALK_SHARE, WALK = 0.4, 6
 #: Turns before this one are early.
 LATE = 8
 MAX_STEPS = 30
+#: Passes over the demonstrations, the default of ``agentprm train --algo sft``.
+EPOCHS = 8
 SEED = 0
 
 
@@ -103,6 +106,19 @@ def actor_of(player: str, n_rows: int) -> Actor:
     if player == "random":
         return RandomActor()
     return SFT.load(POLICIES / f"{player}_v1.zip", env=None).policy.actor(n_rows, temperature=1.0)
+
+
+def train_policies() -> None:
+    """Clone the two policies of the panel, where they are missing."""
+    for name, n in (("sft", 100), ("better", 1000)):
+        path = POLICIES / f"{name}_v{VERSION}.zip"
+        if path.exists():
+            continue
+        shown = demonstrations(find_games("train", "generated"), n, SEED)
+        model = SFT("tiny", make_eval_env(n_envs=1, games="generated"), demonstrations=shown, seed=SEED)
+        model.learn(EPOCHS * sum(len(episode.turns) for episode in shown), progress_bar=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model.save(path)
 
 
 def games_of(part: str, split: str) -> list[Game]:
@@ -282,6 +298,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--states", type=int, default=N_STATES, help="states from each player")
     parser.add_argument("--rollouts", type=int, default=8, help="branches of the policy for each command")
+    parser.add_argument("--stop-before-branches", action="store_true", help="write the panel without on-policy labels")
     parser.add_argument("--from-plays", action="store_true", help="take the states of the shipped panel")
     parser.add_argument("--work", type=Path, default=None, help="where work is kept (default: runs/bench_panel_<part>)")
     parser.add_argument("--out", type=Path, default=None, help="the panel's file")
@@ -296,6 +313,7 @@ def main() -> None:
             for s, old in zip(states, shipped, strict=True)
         ]
     else:
+        train_policies()
         rng = np.random.default_rng([SEED, 14])
         by_id = {game.game_id: game for split in GAMES[args.part] for game in games_of(args.part, split)}
         states = []
@@ -307,7 +325,8 @@ def main() -> None:
             ]
             states += choose(played, by_id, args.states, rng)
         states = label_all(args.part, states, work, args.jobs)
-        states = branch_all(args.part, states, work, args.rollouts)
+        if not args.stop_before_branches:
+            states = branch_all(args.part, states, work, args.rollouts)
     path = args.out or PANELS / f"{args.part}_v{VERSION}.jsonl.gz"
     states = [replace(s, labels={kind: _rounded(labels) for kind, labels in s.labels.items()}) for s in states]
     panels.write_panel(path, states, name=args.part, version=VERSION, texts=args.part == "generated")
