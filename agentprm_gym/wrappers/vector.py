@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from agentprm_gym.envs.base import EnvState, Observation
 from agentprm_gym.envs.vector import Observations
+from agentprm_gym.envs.workers import watched
 from agentprm_gym.rewards import FACTS, RewardLike, make_reward, name_of, needs_of, score_infos
 from agentprm_gym.wrappers.turns import (
     TurnRecorder,
@@ -119,13 +120,15 @@ class VectorProcessReward(VectorWrapper[Observations, Sequence[str], Observation
             ValueError: an environment has a process reward already, or this one returned a wrong shape or a value that is
                 not finite.
             ResetNeeded: ``reset`` was not called yet.
+            WorkerError: a worker process of the environments ended.
         """
         if not self._begun:
             raise ResetNeeded("no episode is running: call reset() first")
         actions = list(actions)
         resetting = self._ended if self._mode is AutoresetMode.NEXT_STEP else np.zeros(self.num_envs, dtype=np.bool_)
-        before = self._facts()
-        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        with watched(self.env):
+            before = self._facts()
+            observations, rewards, terminations, truncations, infos = self.env.step(actions)
         if "reward/prm" in infos or "reward/prm" in infos.get("final_info", {}):
             raise ValueError(second_reward(self.env))
         after = self._facts()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from typing import TextIO
 
 from rich.markup import escape
 
+from agentprm_gym.envs.workers import WorkerError
 from algorithms.cli import bench, compare, configuration, demo, demos, evaluate, export, games, output, play, train
 from algorithms.common.shell.errors import DivergedError
 
@@ -87,15 +90,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print(f"\n[yellow]Interrupted.[/] {escape(getattr(args, 'on_interrupt', ''))}", soft_wrap=True)
         return 130
+    except (DivergedError, WorkerError) as error:
+        if args.debug:
+            raise
+        told = f"{error} {getattr(args, 'on_interrupt', '')}".strip()
+        output.console(stderr=True).print(f"[red]error:[/] {escape(told)}", highlight=False, soft_wrap=True)
+        return 1
     except BrokenPipeError:
+        if _is_read(sys.stdout):
+            if args.debug:
+                raise
+            told = getattr(args, "on_interrupt", "")
+            print(
+                f"error: a process that this one was talking to has ended (broken pipe). {told}".strip(),
+                file=sys.stderr,
+            )
+            return 1
         # The reader has enough ("| head"). Python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except DivergedError as error:
-        if args.debug:
-            raise
-        output.console(stderr=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        return 1
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if args.debug:
             raise
@@ -109,6 +122,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if told := getattr(args, "on_interrupt", ""):
             output.console(stderr=True).print(escape(told), highlight=False, soft_wrap=True)
         raise
+
+
+def _is_read(stream: TextIO) -> bool:
+    """Whether somebody may still read what is written into a stream."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except AttributeError:  # Windows does not tell
+        return False
+    except (OSError, ValueError):  # no file behind the stream, so no pipe
+        return True
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm.auto import tqdm
 
 from agentprm_gym.answers import write_response
+from agentprm_gym.envs.workers import are_alive, watched
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.observations import split_commands
 from agentprm_gym.wrappers.sb3 import TaskReward
@@ -146,7 +147,18 @@ def stream(
 
     Yields:
         The task's number and its rollout, in the order in which they finish.
+
+    Raises:
+        WorkerError: a worker process of the environments ended.
     """
+    with watched(venv):
+        yield from _stream(actor, venv, tasks, policy_name, snapshots, on_step)
+
+
+def _stream(
+    actor: Actor, venv: VecEnv, tasks: Iterable[RolloutTask], policy_name: str, snapshots: bool, on_step: OnStep | None
+) -> Iterator[tuple[int, Rollout]]:
+    """What :func:`stream` does."""
     running: dict[int, _Running] = {}
     task_reward = TaskReward(venv)
     queue = enumerate(tasks)
@@ -178,7 +190,7 @@ def stream(
     try:
         yield from _play(actor, venv, running, begin, task_reward, policy_name, snapshots, on_step)
     finally:
-        if has_queue:
+        if has_queue and are_alive(venv):
             venv.env_method("queue_tasks", [], replace=True)
 
 

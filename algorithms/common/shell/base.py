@@ -37,6 +37,7 @@ from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.checks import check_int
+from agentprm_gym.envs.workers import watched
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.model import BUNDLED, lora_settings, resolve_model
 from agentprm_gym.llm.saving import SavedModel, read_save
@@ -265,6 +266,7 @@ class LLMAlgorithm(SavedAlgorithm):
         Raises:
             ValueError: without an environment, or without any limit.
             DivergedError: a loss, a gradient or a weight is not finite any more.
+            WorkerError: a worker process of the environments ended.
 
         After :meth:`resume`, ``total_timesteps`` is what is left and ``reset_num_timesteps=False`` goes on counting, in the
         same TensorBoard run.
@@ -283,9 +285,10 @@ class LLMAlgorithm(SavedAlgorithm):
             total_timesteps = NO_LIMIT
         if hasattr(self, "_logger") and not self._custom_logger:
             self._logger.close()  # the next one is on its way; SB3 leaves the file of this one open
-        total_timesteps, callback = self._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
-        )
+        with watched(self.env):
+            total_timesteps, callback = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+            )
         resumed, self._resumed = self._resumed, None
         if resumed is None:
             self._begin_learning()

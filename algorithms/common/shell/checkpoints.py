@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def write_checkpoint(
         gathered: folders of played episodes that belong to it; others are removed.
     """
     tensors: dict[str, torch.Tensor] = {}
-    manifest = {**saved.manifest, _REST: pack_state(state, tensors)}
+    manifest = {**saved.manifest, _REST: pack_state({**state, "gathered": [path.name for path in gathered]}, tensors)}
     whole = SavedModel(manifest, saved.adapters, saved.adapter_configs, {**saved.heads, _REST: tensors})
     write_save(state_path(run), whole)
     _remove_gathered(run, gathered)
@@ -156,6 +157,18 @@ def read_checkpoint(run: str | os.PathLike[str]) -> tuple[SavedModel, dict[str, 
         raise ValueError(f"{path} is a saved model, not a checkpoint; load it with load(), or pass it as policy=")
     state: dict[str, Any] = unpack_state(saved.manifest[_REST], saved.heads[_REST])
     return saved, state
+
+
+def tidy(run: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Remove what a kill left behind: folders of played episodes that a checkpoint does not name.
+
+    Args:
+        run: the run's folder.
+        state: what :func:`read_checkpoint` returned.
+    """
+    if "gathered" in state:  # not in checkpoints up to version 0.2
+        with suppress(OSError):  # they are not in the way
+            _remove_gathered(run, [Path(run) / _FOLDER / name for name in state["gathered"]])
 
 
 def remove_checkpoint(run: str | os.PathLike[str]) -> None:

@@ -25,6 +25,7 @@ from algorithms.common.shell.checkpoints import (
     describe_environment,
     read_checkpoint,
     state_path,
+    tidy,
     write_checkpoint,
 )
 from algorithms.common.shell.settings import plain_settings, portable, space_from_json, space_to_json
@@ -309,6 +310,7 @@ class SavedAlgorithm(BaseAlgorithm):
             model.lm.load_adapter_state(name, tensors)
         model._restore_running_state(state)
         model._resumed = state
+        tidy(folder, state)
         return model
 
     def get_parameters(self) -> dict[str, dict[str, Any]]:
