@@ -5,7 +5,8 @@ PYTHON      ?= python3.11
 VENV        := .venv
 BIN         := $(VENV)/bin
 STAMP       := $(VENV)/.installed
-TORCH       := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+CONSTRAINTS := constraints.txt
+TORCH       := $(shell sed -n 's/^\(torch==.*\)/\1/p' $(CONSTRAINTS))
 DEMO_ARGS   ?=
 PYTEST_ARGS ?=
 # Processes that run the tests, a file at a time; torch has one thread in each.
@@ -17,12 +18,13 @@ LOGDIR      ?= runs
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint types format bench tensorboard clean
+.PHONY: help install demo test test-slow test-lowest lint types format bench tensorboard clean
 
 help:
 	@echo "make demo         train AgentPRM from nothing and print the table (DEMO_ARGS=...)"
 	@echo "make test         the tests that take seconds, in two processes (WORKERS=2 PYTEST_ARGS=...)"
 	@echo "make test-slow    all tests; minutes more, for once a week"
+	@echo "make test-lowest  the quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest"
 	@echo "make lint         ruff: style and formatting"
 	@echo "make types        mypy"
 	@echo "make format       let ruff rewrite the files"
@@ -34,7 +36,7 @@ help:
 install: $(STAMP)
 
 # torch goes first, so that its download is visible as what it is and the rest resolves around it.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@command -v $(PYTHON) >/dev/null || { \
 	  echo "make: $(PYTHON) not found. Install Python 3.11 or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -45,8 +47,8 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: no C++ compiler found; TextWorld's planner is built with it. Install one, for example: apt-get install g++" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install "$(TORCH)" -c constraints.txt
-	$(BIN)/python -m pip install -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install "$(TORCH)" -c $(CONSTRAINTS)
+	$(BIN)/python -m pip install -e ".[dev]" -c $(CONSTRAINTS)
 	@touch $@
 
 demo: $(STAMP)
@@ -57,6 +59,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not gpu" $(PYTEST_ARGS)
+
+# What old packages warn of is what newer ones changed since; it is no fault of ours.
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt \
+	  PYTEST_ARGS="-W ignore::DeprecationWarning -W ignore::FutureWarning $(PYTEST_ARGS)"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -81,4 +88,4 @@ tensorboard: $(STAMP)
 	$(BIN)/tensorboard --logdir $(LOGDIR)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
