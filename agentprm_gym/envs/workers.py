@@ -94,11 +94,11 @@ def watched(venv: Any) -> Iterator[None]:
     inner = getattr(venv, "unwrapped", venv)
     processes = tuple(getattr(inner, "processes", ()))
     name = next((name for name in _PIPES if hasattr(inner, name)), None)
-    pipes = getattr(inner, name) if name is not None and processes else ()
+    pipes: Any = getattr(inner, name) if name is not None and processes else ()
     if name is None or len(pipes) != len(processes) or any(not isinstance(pipe, Connection) for pipe in pipes):
         yield  # no workers, or they are watched already
         return
-    n, kind = len(pipes), type(pipes)
+    n, kind = len(pipes), type(pipes)  # a list in one library, a tuple in the other
     setattr(
         inner,
         name,
