@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from agentprm_gym.llm.architecture import fingerprint_of
 from agentprm_gym.llm.errors import AdapterMismatchError
 from agentprm_gym.llm.loading import BUNDLED, resolve_model
+from agentprm_gym.llm.lora_linear import fast_forward
 from agentprm_gym.llm.peft_folder import SETTINGS, check_settings, read_adapter, write_adapter
 
 #: LoRA settings used where the caller gives none.
@@ -69,6 +70,8 @@ class AdapterSet:
     Attributes:
         base: the model; PEFT's layers stand in it once there is an adapter.
         name: how the user named the base.
+        fast: whether layers and attention are computed in the ways that are faster for small models. The numbers are the same
+            up to rounding; ``False`` is for comparisons.
     """
 
     def __init__(self, base: PreTrainedModel, name: str) -> None:
@@ -82,6 +85,7 @@ class AdapterSet:
         base.eval()
         self.base = base
         self.name = name
+        self.fast = True
         self._peft: PeftModel | None = None
         self._merged: str | None = None
         self._fingerprint: str | None = None
@@ -320,12 +324,10 @@ class AdapterSet:
         # An enclosing active(train=True, dropout=True) gets its gradients and dropout back: both are restored exactly.
         previous = peft.active_adapter
         flags = [(p, p.requires_grad) for p in peft.parameters()]
-        drops = [
-            (adapter, module, module.training)
-            for layer in peft.modules()
-            if isinstance(layer, LoraLayer)
-            for adapter, module in layer.lora_dropout.items()
-        ]
+        layers = [m for m in peft.modules() if isinstance(m, LoraLayer)]
+        drops = [(a, m, m.training) for layer in layers for a, m in layer.lora_dropout.items()]
+        # An enclosing active() has its own, too.
+        forwards = [m.__dict__.pop("forward", None) for m in layers]
         try:
             for adapter, module, _ in drops:
                 module.train(dropout and adapter == name)
@@ -337,8 +339,17 @@ class AdapterSet:
                 if train:
                     for parameter in self.adapter_parameters(name):
                         parameter.requires_grad_(True)
+                if self.fast:
+                    for layer in layers:
+                        forward = fast_forward(layer, name)
+                        if forward is not None:
+                            layer.__dict__["forward"] = forward
                 yield
         finally:
+            for layer, own in zip(layers, forwards, strict=True):
+                layer.__dict__.pop("forward", None)
+                if own is not None:
+                    layer.__dict__["forward"] = own
             peft.set_adapter(previous, inference_mode=True)
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)

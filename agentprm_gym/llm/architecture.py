@@ -159,7 +159,7 @@ def check_architecture(lm: LanguageModel) -> None:
             "or another model"
         )
     _compare(lm, *_short_tree(lm))
-    for name, window in _windows(lm):
+    for name, window in windows(lm):
         # The masks that hidden() makes for a sliding window are the same code at every length, so their check is left out
         # where it would take long. What this package does not know is always tried.
         if name != "sliding_window" or _cost(lm, 2 * window + 8) <= _AFFORDABLE.get(lm.device.type, _AFFORDABLE["cpu"]):
@@ -193,7 +193,7 @@ def _kinds(kinds: Any) -> list[str]:
     return [kind for kind in (kinds.values() if isinstance(kinds, dict) else [kinds]) if isinstance(kind, str)]
 
 
-def _windows(lm: LanguageModel) -> Iterator[tuple[str, int]]:
+def windows(lm: LanguageModel) -> Iterator[tuple[str, int]]:
     """Names and sizes of the windows that a configuration speaks of."""
     config = lm.base.config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None)

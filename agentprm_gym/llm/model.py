@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agentprm_gym.llm import export
+from agentprm_gym.llm import export, tree_attention
 from agentprm_gym.llm.adapter_set import DEFAULT_LORA, AdapterSet, lora_settings, on_cpu
-from agentprm_gym.llm.architecture import check_architecture, pin_rope
+from agentprm_gym.llm.architecture import check_architecture, pin_rope, windows
 from agentprm_gym.llm.cache import RaggedCache
 from agentprm_gym.llm.errors import AdapterMismatchError, ModelNotFoundError, UnsupportedModelError
 from agentprm_gym.llm.loading import BUNDLED, is_folder, load_pretrained, resolve_model
-from agentprm_gym.llm.packing import PackedTrees
+from agentprm_gym.llm.packing import PackedTrees, TokenTree, pack
 from agentprm_gym.llm.prompts import PromptFormat
 
 __all__ = [
@@ -80,6 +81,9 @@ class LanguageModel(AdapterSet):
         base.config.use_cache = False
         chosen = template or getattr(base.config, "agentprm_template", None) or "full"
         self.max_context = max_context
+        # Whether the base takes tree attention, which is found out at its first use, and up to which depth.
+        self._takes_trees: bool | None = None
+        self._window: int | None = None
         self.tokenizer = tokenizer
         self.prompt = PromptFormat(tokenizer, chosen, reasons)
         if tokenizer.pad_token_id is None:
@@ -239,6 +243,58 @@ class LanguageModel(AdapterSet):
         )
         hidden: torch.Tensor = out.last_hidden_state
         return hidden
+
+    def tree_hidden(self, trees: Sequence[TokenTree]) -> tuple[torch.Tensor, list[int]]:
+        """Last hidden states of token trees under the active adapter, by the cheapest way that suits the model.
+
+        Args:
+            trees: one or more.
+
+        Returns:
+            (M, hidden_size), and the row where each tree's first token stands; its other tokens follow.
+        """
+        if self._attends_to_trees():
+            flat = tree_attention.flatten(trees, self.device)
+            if self._window is None or flat.depth <= self._window:
+                return self._flat_hidden(flat), flat.starts
+        hidden = self.hidden(pack(trees, int(self.tokenizer.pad_token_id), self.device))  # (B, L, H)
+        width = hidden.shape[1]
+        return hidden.flatten(0, 1), [row * width for row in range(len(trees))]
+
+    def _flat_hidden(self, flat: tree_attention.FlatTrees) -> torch.Tensor:
+        """Last hidden states of trees that lie one behind the other, (N, hidden_size)."""
+        decoder = self.base.get_decoder()
+        # The library passes a mask of this form on as it is. Who attends to whom, the trees say.
+        mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        if getattr(self.base.config.get_text_config(), "layer_types", None) is not None and self.sliding_window:
+            mask = {"full_attention": mask, "sliding_attention": mask}
+        with tree_attention.attending(decoder.config, flat):
+            out = decoder(input_ids=flat.ids, attention_mask=mask, position_ids=flat.positions, use_cache=False)
+        hidden: torch.Tensor = out.last_hidden_state[0]
+        return hidden
+
+    def _attends_to_trees(self) -> bool:
+        """Whether the model gives the same numbers with tree attention as with dense attention; tried once."""
+        if not self.fast or self.device.type != "cpu" or self.base.config._attn_implementation != "sdpa":
+            return False
+        if self._takes_trees is None:
+            self._takes_trees = tree_attention.available() and self._same_on_trees()
+            self._window = min((size for _, size in windows(self)), default=None)
+        return self._takes_trees
+
+    @torch.no_grad()
+    def _same_on_trees(self) -> bool:
+        size = int(self.base.config.get_text_config().vocab_size)
+        a, b, c, d, e, f = (i % size for i in range(5, 11))
+        trees = [TokenTree([a, b, c], [d, e, f, a], [1, 3, 0, 2]), TokenTree([f, b], [a, c], [1, 1])]
+        dense = self.hidden(pack(trees, 0, self.device))
+        try:
+            flat = self._flat_hidden(tree_attention.flatten(trees, self.device))
+        except Exception:  # whatever an unknown architecture does with what it is given; the dense way is there for it
+            return False
+        expected = torch.cat([dense[row, : len(tree)] for row, tree in enumerate(trees)])
+        allowed = 1e-4 if self.base.dtype == torch.float32 else 0.1
+        return flat.shape == expected.shape and bool((flat - expected).abs().max() <= allowed * expected.abs().max())
 
     def _attention_mask(self, mask: torch.Tensor) -> torch.Tensor:
         if self.base.config._attn_implementation != "eager":

@@ -14,7 +14,7 @@ import torch
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.model import LanguageModel
-from agentprm_gym.llm.packing import TokenTree, pack
+from agentprm_gym.llm.packing import TokenTree
 from agentprm_gym.llm.responder import MODES, NORMALIZATIONS, Responder
 from agentprm_gym.llm.sampling import sample_commands, sample_tokens
 from agentprm_gym.llm.transcripts import Passage
@@ -194,11 +194,9 @@ def score_turns(
     wanted, trees = _plan(responder, episodes, order)
     if not trees:
         return [[] for _ in episodes]
-    hidden = lm.hidden(pack(trees, int(lm.tokenizer.pad_token_id), lm.device))  # (B, L, H)
-    width = hidden.shape[1]
-    flat = hidden.flatten(0, 1)  # (B * L, H)
-    free = _score_free(responder, flat, width, wanted, temperature, entropies)
-    commands = _score_commands(lm, flat, width, wanted, episodes, temperature)
+    flat, starts = lm.tree_hidden(trees)  # (M, H)
+    free = _score_free(responder, flat, starts, wanted, temperature, entropies)
+    commands = _score_commands(lm, flat, starts, wanted, episodes, temperature)
     scores = {
         (w.episode, w.turn): TurnScore(f, c, p, h) for w, (f, h), (c, p) in zip(wanted, free, commands, strict=True)
     }
@@ -239,7 +237,7 @@ def _plan(
 def _score_free(
     responder: Responder,
     flat: torch.Tensor,
-    width: int,
+    begins: Sequence[int],
     wanted: Sequence[_Wanted],
     temperature: float,
     entropies: bool,
@@ -250,7 +248,7 @@ def _score_free(
     sizes: list[int] = []
     ends: list[tuple[int, int]] = []  # of the choices to end a reason: which turn, which row
     for k, w in enumerate(wanted):
-        base, response = w.row * width, w.passage.responses[w.index]
+        base, response = begins[w.row], w.passage.responses[w.index]
         rows += [base + j for j in w.free_rows]
         tokens += response.ids[response.free_start : response.free_end]
         sizes.append(len(w.free_rows))
@@ -307,7 +305,7 @@ def _entropies(responder: Responder, logits: torch.Tensor) -> torch.Tensor:
 def _score_commands(
     lm: LanguageModel,
     flat: torch.Tensor,
-    width: int,
+    begins: Sequence[int],
     wanted: Sequence[_Wanted],
     episodes: Sequence[Episode],
     temperature: float,
@@ -319,7 +317,7 @@ def _score_commands(
     for w in wanted:
         if w.trie is not None:
             starts.append(len(gather))
-            base = w.row * width
+            base = begins[w.row]
             gather.append(base + w.root)
             gather.extend(base + w.first + j for j in range(len(w.trie.tokens)))
             tries.append(w.trie)

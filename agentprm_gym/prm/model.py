@@ -22,7 +22,7 @@ from torch import nn
 from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.model import LanguageModel, on_cpu
-from agentprm_gym.llm.packing import TokenTree, pack
+from agentprm_gym.llm.packing import TokenTree
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.llm.transcripts import Passage, encode_turns
 from agentprm_gym.prm.export import write_adapter, write_classifier
@@ -192,9 +192,8 @@ class ProcessRewardModel:
                     at |= {t: (len(trees), places) for (t, _), places in zip(here, row_places, strict=True)}
                     trees.append(tree)
             wanted.append([at[t] for t, _ in candidates])
-        hidden = self.lm.hidden(pack(trees, int(self.lm.tokenizer.pad_token_id), self.lm.device))  # (B, L, H)
-        width, flat = hidden.shape[1], hidden.flatten(0, 1)  # (B * L, H)
-        logits = self.read(flat, [p.shifted(row * width) for item in wanted for row, turn in item for p in turn])
+        hidden, starts = self.lm.tree_hidden(trees)  # (M, H)
+        logits = self.read(hidden, [p.shifted(starts[row]) for item in wanted for row, turn in item for p in turn])
         pieces = iter(logits.split([len(turn) for item in wanted for _, turn in item]))
         return [[next(pieces) for _ in item] for item in wanted]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.model import LanguageModel
-from agentprm_gym.llm.packing import TokenTree, pack
+from agentprm_gym.llm.packing import TokenTree
 from agentprm_gym.llm.scoring import Responder
 from algorithms.common.learning.batches import pieces
 
@@ -59,10 +59,9 @@ class ValueModel:
             for passage in self.responder.encode(episode.task, episode.turns):
                 rows += [(b, len(trees), end) for end in passage.prompt_end]
                 trees.append(TokenTree(passage.ids[: passage.prompt_end[-1] + 1]))
-        hidden = self.lm.hidden(pack(trees, int(self.lm.tokenizer.pad_token_id), self.lm.device))  # (B, L, H)
-        width = hidden.shape[1]
-        index = torch.tensor([row * width + end for _, row, end in rows], device=hidden.device)
-        values = self.head(hidden.flatten(0, 1)[index].float()).squeeze(-1)  # (N,)
+        hidden, starts = self.lm.tree_hidden(trees)  # (M, H)
+        index = torch.tensor([starts[row] + end for _, row, end in rows], device=hidden.device)
+        values = self.head(hidden[index].float()).squeeze(-1)  # (N,)
         return list(values.split([len(e.turns) for e in episodes]))
 
     @torch.no_grad()

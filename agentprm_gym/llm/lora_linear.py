@@ -1,0 +1,111 @@
+"""Linear layers with an adapter, without the detours of PEFT's wrapper.
+
+PEFT computes ``W x + (B (A x)) * s`` by separate layers: the products of all tokens are written, scaled, and added by passes
+over memory of their own, in both directions. For a small model these passes take as long as the products themselves. Here they
+are part of the products. Where the adapter's rank is so large that its own products cost more than ``dW``, the adapter is
+folded: ``W + s B A`` is computed once a call, and the gradients of A and B follow exactly from that of the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as PeftLinear
+from torch import nn
+
+
+class _LoraLinear(torch.autograd.Function):
+    """``x W^T + b + s x A^T B^T`` for a frozen W and b."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """Inputs (..., in), weight (out, in), a (r, in), b (out, r); returns (..., out)."""
+        flat = x.reshape(-1, x.shape[-1])  # (N, in)
+        fold = folds(weight.shape[1], weight.shape[0], a.shape[0], len(flat))
+        if fold:
+            weight = torch.addmm(weight, b, a, alpha=scale)
+        out = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
+        inner = None
+        if not fold:
+            inner = flat @ a.t()  # (N, r)
+            out.addmm_(inner, b.t(), alpha=scale)
+        ctx.save_for_backward(flat, weight, a, b, inner)
+        ctx.scale, ctx.fold, ctx.shape = scale, fold, x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        """Gradients of the input and of the adapter."""
+        flat, weight, a, b, inner = ctx.saved_tensors
+        grad = grad.reshape(-1, grad.shape[-1])  # (N, out)
+        to_x, trains = ctx.needs_input_grad[0], ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        dx = grad @ weight if to_x else None
+        da = db = None
+        if ctx.fold:
+            if trains:
+                dw = grad.t() @ flat  # (out, in)
+                da, db = (b.t() @ dw).mul_(ctx.scale), (dw @ a.t()).mul_(ctx.scale)
+        else:
+            back = grad @ b  # (N, r)
+            if dx is not None:
+                dx.addmm_(back, a, alpha=ctx.scale)
+            if trains:
+                da, db = (back.t() @ flat).mul_(ctx.scale), (grad.t() @ inner).mul_(ctx.scale)
+        return None if dx is None else dx.view(ctx.shape), None, None, da, db, None
+
+
+def folds(n_in: int, n_out: int, rank: int, n_tokens: int) -> bool:
+    """Whether folding takes fewer multiplications.
+
+    Folded, a token costs ``in * out`` more for ``dW``; else three products each with A and with B, in forward and backward.
+    Both ways share the products with the weight itself.
+
+    Args:
+        n_in: inputs of the layer.
+        n_out: its outputs.
+        rank: of the adapter.
+        n_tokens: in the batch.
+    """
+    once = 3 * rank * n_in * n_out  # the sum, and A's and B's gradients from the sum's
+    return once + n_tokens * n_in * n_out < n_tokens * 3 * rank * (n_in + n_out)
+
+
+def fast_forward(layer: nn.Module, adapter: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A forward pass for a layer of PEFT with one plain adapter active.
+
+    Args:
+        layer: any module.
+        adapter: the adapter that is to be active.
+
+    Returns:
+        A function of the layer's input, or ``None`` where only PEFT's own forward pass gives the right numbers: layers of
+        another kind, adapters with dropout that is on, with a bias or of another type than the weights.
+    """
+    if type(layer) is not PeftLinear or adapter not in layer.lora_A or layer.merged or layer.disable_adapters:
+        return None
+    base = layer.get_base_layer()
+    if type(base) is not nn.Linear or adapter in layer.lora_variant or layer.lora_bias.get(adapter, False):
+        return None
+    dropout = layer.lora_dropout[adapter]
+    if not isinstance(dropout, nn.Identity) and dropout.training:
+        return None
+    weight, bias, scale = base.weight, base.bias, float(layer.scaling[adapter])
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    if not weight.dtype == a.dtype == b.dtype or weight.requires_grad:
+        return None
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+        return out
+
+    return forward
