@@ -53,6 +53,50 @@ class RaggedCache:
         self._width = int(starts.max()) + n_new
         return self._width
 
+    def begin_flat(self, rows: torch.Tensor, counts: torch.Tensor) -> None:
+        """Say where the next forward pass writes with :meth:`write`.
+
+        Args:
+            rows: (b,) int64 row indices.
+            counts: (b,) int64, how many new tokens each row gets.
+        """
+        starts = self.lengths[rows]  # (b,)
+        self._width = int((starts + counts).max())
+        self._rows = rows.repeat_interleave(counts)  # (N,)
+        before = counts.cumsum(0) - counts
+        self._slots = torch.arange(len(self._rows)) + (starts - before).repeat_interleave(counts)  # (N,)
+
+    def write(self, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
+        """Write a layer's new keys and values, one row's behind the other's, and return all that the layer has.
+
+        Args:
+            layer_idx: which layer.
+            keys: (N, heads, head_dim).
+            values: (N, heads, head_dim).
+
+        Returns:
+            Keys and values, each (rows, slots, heads, head_dim): the cache itself.
+        """
+        like = keys.transpose(0, 1)[None]
+        for i, new in enumerate((keys, values)):
+            store = self._store(layer_idx, i, like)
+            store.flatten(0, 1).index_copy_(0, self._rows * store.shape[1] + self._slots, new)
+        return self._layers[layer_idx]
+
+    def _store(self, layer_idx: int, which: int, like: torch.Tensor) -> torch.Tensor:
+        """The keys (0) or the values (1) of a layer, with enough slots."""
+        while len(self._layers) <= layer_idx:
+            self._layers.append([])
+        layer = self._layers[layer_idx]
+        if not layer:
+            layer += [self._empty(like, self._width), self._empty(like, self._width)]
+        store = layer[which]
+        if store.shape[1] < self._width:
+            bigger = self._empty(like, max(self._width, self._ahead(store.shape[1])))
+            bigger[:, : store.shape[1]] = store
+            layer[which] = store = bigger
+        return store
+
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,17 +110,9 @@ class RaggedCache:
         Returns:
             Keys and values, each (b, heads, S, head_dim).
         """
-        while len(self._layers) <= layer_idx:
-            self._layers.append([])
-        if not self._layers[layer_idx]:
-            self._layers[layer_idx] = [self._empty(keys, self._width), self._empty(values, self._width)]
         out = []
         for i, new in enumerate((keys, values)):
-            store = self._layers[layer_idx][i]
-            if store.shape[1] < self._width:
-                bigger = self._empty(new, max(self._width, self._ahead(store.shape[1])))
-                bigger[:, : store.shape[1]] = store
-                self._layers[layer_idx][i] = store = bigger
+            store = self._store(layer_idx, i, new)
             store[self._rows[:, None], self._slots] = new.transpose(1, 2)
             seen = store[:, : self._width] if self._all_rows else store[self._rows, : self._width]
             out.append(seen.transpose(1, 2))

@@ -10,10 +10,13 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from agentprm_gym.llm import lean
 from agentprm_gym.llm.cache import RaggedCache
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.llm.packing import PackedTrees, TokenTree, tree_block
@@ -219,6 +222,9 @@ class TranscriptDecoder:
             start = min(int(self.cache.lengths[slot]), len(extension.ids) - 1)
             self.cache.lengths[slot] = start
             feeds.append(_Feed(slot, start, extension.ids[start:], extension))
+        weights = self.model.lean_weights(max(feed.start + len(feed) for feed in feeds))
+        if weights is not None:
+            return self._lean_forward(feeds, weights)
         order = sorted(range(len(feeds)), key=lambda i: len(feeds[i]), reverse=True)
         out: dict[int, torch.Tensor] = {}
         for group in _length_groups([len(feeds[i]) for i in order]):
@@ -313,6 +319,49 @@ class TranscriptDecoder:
         for feed in batch:
             self.cache.lengths[feed.slot] = feed.start + len(feed.tokens)
         return [hidden[index[feed.slot], len(feed.tokens) - 1 : len(feed)] for feed in batch]
+
+
+    def _lean_forward(self, batch: Sequence[_Feed], weights: lean.Weights) -> list[torch.Tensor]:
+        """The same for a small model: rows lie one behind the other, and nothing is padded."""
+        rows, feeds, ids, positions = [], [], list[int](), []
+        for feed in batch:
+            start, n, total = feed.start, len(feed.tokens), len(feed)
+            seen, depth = tree_block(tuple(feed.extension.tree_parents))
+            mask = np.zeros((total, start + total), dtype=np.float32)
+            if total > 1:
+                mask[:n, start:][_not_seen(n, total)] = -np.inf
+                mask[n:, start + n :][~seen] = -np.inf
+            feeds.append(
+                lean.CachedRow(
+                    slice(len(ids), len(ids) + total),
+                    (feed.slot, start + total),
+                    torch.from_numpy(mask) if total > 1 else None,
+                )
+            )
+            positions += [np.arange(start, start + n), start + n - 1 + depth]
+            ids += [*feed.tokens, *feed.extension.tree_tokens]
+            rows.append(feed.slot)
+            self.n_fed += total
+        self.cache.begin_flat(torch.tensor(rows), torch.tensor([len(feed) for feed in batch]))
+        wanted = [1 + len(feed.extension.tree_tokens) for feed in batch]
+        hidden = lean.extended(
+            self.model.base.get_decoder(),
+            weights,
+            torch.tensor([ids]),
+            torch.from_numpy(np.concatenate(positions))[None],
+            feeds,
+            self.cache,
+            wanted,
+        )
+        for feed in batch:
+            self.cache.lengths[feed.slot] = feed.start + len(feed.tokens)
+        return list(hidden.split(wanted))
+
+
+@lru_cache(1024)
+def _not_seen(n: int, total: int) -> npt.NDArray[np.bool_]:
+    """What the first ``n`` of some new tokens do not see of all of them: what comes later, (n, total)."""
+    return np.triu(np.ones((n, total), dtype=np.bool_), 1)
 
 
 def _length_groups(lengths: Sequence[int]) -> list[range]:

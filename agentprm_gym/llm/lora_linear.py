@@ -80,16 +80,20 @@ def folds(n_in: int, n_out: int, rank: int, n_tokens: int) -> bool:
     return once + n_tokens * n_in * n_out < n_tokens * 3 * rank * (n_in + n_out)
 
 
-def fast_forward(layer: nn.Module, adapter: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A forward pass for a layer of PEFT with one plain adapter active.
+#: Weight (out, in), bias (out,) or ``None``, A (r, in), B (out, r) and scale of a layer with an adapter.
+Adapted = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, float]
+
+
+def adapter_of(layer: nn.Module, adapter: str) -> Adapted | None:
+    """The tensors of a layer of PEFT with one plain adapter active.
 
     Args:
         layer: any module.
         adapter: the adapter that is to be active.
 
     Returns:
-        A function of the layer's input, or ``None`` where only PEFT's own forward pass gives the right numbers: layers of
-        another kind, adapters with dropout that is on, with a bias or of another type than the weights.
+        The tensors, or ``None`` where only PEFT's own forward pass gives the right numbers: layers of another kind, adapters
+        with dropout that is on, with a bias, or of another type than the weights.
     """
     if type(layer) is not PeftLinear or adapter not in layer.lora_A or layer.merged or layer.disable_adapters:
         return None
@@ -103,9 +107,25 @@ def fast_forward(layer: nn.Module, adapter: str) -> Callable[[torch.Tensor], tor
     a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
     if not weight.dtype == a.dtype == b.dtype or weight.requires_grad:
         return None
+    return weight, bias, a, b, scale
+
+
+def fast_forward(layer: nn.Module, adapter: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A forward pass for a layer of PEFT with one plain adapter active.
+
+    Args:
+        layer: any module.
+        adapter: the adapter that is to be active.
+
+    Returns:
+        A function of the layer's input, or ``None`` as for :func:`adapter_of`.
+    """
+    found = adapter_of(layer, adapter)
+    if found is None:
+        return None
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _LoraLinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _LoraLinear.apply(x, *found)  # type: ignore[no-untyped-call]
         return out
 
     return forward

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agentprm_gym.llm import export, tree_attention
+from agentprm_gym.llm import export, lean, tree_attention
 from agentprm_gym.llm.adapter_set import DEFAULT_LORA, AdapterSet, lora_settings, on_cpu
 from agentprm_gym.llm.architecture import check_architecture, pin_rope, windows
 from agentprm_gym.llm.cache import RaggedCache
@@ -244,11 +244,15 @@ class LanguageModel(AdapterSet):
         hidden: torch.Tensor = out.last_hidden_state
         return hidden
 
-    def tree_hidden(self, trees: Sequence[TokenTree]) -> tuple[torch.Tensor, list[int]]:
+    def tree_hidden(
+        self, trees: Sequence[TokenTree], wanted: Sequence[Iterable[int]] | None = None
+    ) -> tuple[torch.Tensor, list[int]]:
         """Last hidden states of token trees under the active adapter, by the cheapest way that suits the model.
 
         Args:
             trees: one or more.
+            wanted: for each tree the indices of the tokens whose hidden states are read; what is returned for the others
+                means nothing. ``None``: all.
 
         Returns:
             (M, hidden_size), and the row where each tree's first token stands; its other tokens follow.
@@ -256,14 +260,24 @@ class LanguageModel(AdapterSet):
         if self._attends_to_trees():
             flat = tree_attention.flatten(trees, self.device)
             if self._window is None or flat.depth <= self._window:
-                return self._flat_hidden(flat), flat.starts
+                return self._flat_hidden(flat, wanted), flat.starts
         hidden = self.hidden(pack(trees, int(self.tokenizer.pad_token_id), self.device))  # (B, L, H)
         width = hidden.shape[1]
         return hidden.flatten(0, 1), [row * width for row in range(len(trees))]
 
-    def _flat_hidden(self, flat: tree_attention.FlatTrees) -> torch.Tensor:
+    def _flat_hidden(
+        self, flat: tree_attention.FlatTrees, wanted: Sequence[Iterable[int]] | None = None
+    ) -> torch.Tensor:
         """Last hidden states of trees that lie one behind the other, (N, hidden_size)."""
         decoder = self.base.get_decoder()
+        weights = lean.Weights.of(decoder)
+        if weights is not None:
+            if wanted is None:
+                return lean.hidden_states(decoder, weights, flat)
+            pairs = zip(flat.starts, wanted, strict=True)
+            rows = torch.tensor(sorted({start + i for start, here in pairs for i in here}))  # (K,)
+            some = lean.hidden_states(decoder, weights, flat, rows)
+            return some.new_zeros(flat.ids.shape[1], some.shape[1]).index_copy(0, rows, some)
         # The library passes a mask of this form on as it is. Who attends to whom, the trees say.
         mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         if getattr(self.base.config.get_text_config(), "layer_types", None) is not None and self.sliding_window:
@@ -272,6 +286,16 @@ class LanguageModel(AdapterSet):
             out = decoder(input_ids=flat.ids, attention_mask=mask, position_ids=flat.positions, use_cache=False)
         hidden: torch.Tensor = out.last_hidden_state[0]
         return hidden
+
+    def lean_weights(self, depth: int) -> lean.Weights | None:
+        """What a small model's pass can be computed with directly; ``None`` where the library has to compute it.
+
+        Args:
+            depth: tokens of the longest text.
+        """
+        if not self._attends_to_trees() or (self._window is not None and depth > self._window):
+            return None
+        return lean.Weights.of(self.base.get_decoder())
 
     def _attends_to_trees(self) -> bool:
         """Whether the model gives the same numbers with tree attention as with dense attention; tried once."""

@@ -194,7 +194,7 @@ def score_turns(
     wanted, trees = _plan(responder, episodes, order)
     if not trees:
         return [[] for _ in episodes]
-    flat, starts = lm.tree_hidden(trees)  # (M, H)
+    flat, starts = lm.tree_hidden(trees, _read(wanted, trees))  # (M, H)
     free = _score_free(responder, flat, starts, wanted, temperature, entropies)
     commands = _score_commands(lm, flat, starts, wanted, episodes, temperature)
     scores = {
@@ -232,6 +232,18 @@ def _plan(
             trees.append(tree)
             wanted += new
     return wanted, trees
+
+
+def _read(wanted: Sequence[_Wanted], trees: Sequence[TokenTree]) -> list[set[int]]:
+    """Of each tree the tokens that decide something: those of the tries, the roots, and what was written freely."""
+    read = [set(range(len(tree.trunk), len(tree))) for tree in trees]
+    for w in wanted:
+        read[w.row].update(w.free_rows)
+        if w.trie is not None:
+            read[w.row].add(w.root)
+        if w.ended:
+            read[w.row].add(w.free_rows.stop)
+    return read
 
 
 def _score_free(

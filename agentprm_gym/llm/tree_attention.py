@@ -35,20 +35,18 @@ _UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")
 
 
 class Part(NamedTuple):
-    """Queries that are computed in one call.
+    """Queries that are computed in one call. Its keys are a trunk's first tokens, and some others.
 
     Attributes:
-        start: first query among all tokens.
-        end: one past the last query.
-        trunk: where the trunk begins that the queries hang off.
-        n_seen: how many of the trunk's tokens are among the keys; the queries themselves are the others. 0 for a trunk.
-        mask: (n, n_seen + n) bool, true where a query may attend to a key; ``None`` for a trunk, which is causal.
+        queries: which queries, as a slice.
+        trunk: the trunk's tokens among the keys; empty where the queries are a trunk.
+        own: the other keys: the piece's own tokens.
+        mask: (n, keys) bool, true where a query may attend to a key; ``None`` where the queries are a trunk, which is causal.
     """
 
-    start: int
-    end: int
-    trunk: int
-    n_seen: int
+    queries: slice
+    trunk: slice
+    own: slice
     mask: npt.NDArray[np.bool_] | None
 
 
@@ -82,6 +80,28 @@ class FlatTrees:
             ]
         return self._masks[dtype]
 
+    def only(self, wanted: npt.NDArray[np.int64]) -> FlatTrees:
+        """The same trees, with some of the queries.
+
+        Args:
+            wanted: (K,) which tokens, ascending and distinct. They are counted from 0 in the parts' ``queries``.
+        """
+        parts = []
+        for part in self.parts:
+            first, last = np.searchsorted(wanted, (part.queries.start, part.queries.stop))
+            here = wanted[first:last] - part.queries.start
+            if not len(here):
+                continue
+            trunk, own, mask = part.trunk, part.own, part.mask
+            if mask is None:
+                n_seen = int(here[-1]) + 1
+                trunk, own = slice(own.start, own.start + n_seen), slice(own.start, own.start)
+                mask = np.arange(n_seen) <= here[:, None]
+            else:
+                mask = mask[here]
+            parts.append(Part(slice(int(first), int(last)), trunk, own, mask))
+        return FlatTrees(self.ids, self.positions, self.starts, parts, self.depth)
+
 
 def flatten(trees: Sequence[TokenTree], device: torch.device | str = "cpu") -> FlatTrees:
     """Lay token trees one behind the other.
@@ -98,10 +118,11 @@ def flatten(trees: Sequence[TokenTree], device: torch.device | str = "cpu") -> F
         n = len(tree.trunk)
         ids[start : start + n], ids[start + n : start + len(tree)] = tree.trunk, tree.tokens
         positions[start : start + n] = np.arange(n)
-        parts.append(Part(start, start + n, start, 0, None))
+        parts.append(Part(slice(start, start + n), slice(start, start), slice(start, start + n), None))
         for first, last, n_seen, mask, depth in _pieces(tree.parents, n):
-            parts.append(Part(start + first, start + last, start, n_seen, mask))
-            positions[start + first : start + last] = depth
+            here = slice(start + first, start + last)
+            parts.append(Part(here, slice(start, start + n_seen), here, mask))
+            positions[here] = depth
     return FlatTrees(
         torch.from_numpy(ids)[None].to(device),
         torch.from_numpy(positions)[None].to(device),
@@ -173,7 +194,7 @@ def attending(config: Any, trees: FlatTrees) -> Iterator[None]:
 
 def available() -> bool:
     """Whether this version of torch has the kernels that are called here."""
-    return all(hasattr(torch.ops.aten, name) for name in (_FORWARD, _BACKWARD))
+    return all(hasattr(torch.ops.aten, name) for name in (FORWARD, BACKWARD))
 
 
 def tree_attention(
@@ -217,27 +238,101 @@ def tree_attention(
 
 AttentionInterface.register(NAME, tree_attention)
 
-_FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
-_BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
+#: Names of torch's kernels for a CPU, in its list of operators.
+FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
+BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: FlatTrees, scale: float | None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Attention over trees, by the kernels that torch's own attention uses on a CPU.
+
+    Args:
+        q: (1, heads, K, head_dim): the queries of ``trees``.
+        k: (1, heads, N, head_dim).
+        v: (1, heads, N, head_dim).
+        trees: who attends to whom.
+        scale: what scores are multiplied by; ``None``: one over the root of ``head_dim``.
+
+    Returns:
+        (1, K, heads, head_dim), and the logarithms of the softmaxes' divisors, by part.
+    """
+    flash = getattr(torch.ops.aten, FORWARD)
+    out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)  # (1, K, heads, head_dim)
+    sums = []
+    for part, mask in zip(trees.parts, trees.masks(q.dtype), strict=True):
+        queries = q[:, :, part.queries]
+        o, lse = flash(queries, _keys(k, part), _keys(v, part), 0.0, mask is None, attn_mask=mask, scale=scale)
+        out[:, part.queries] = o.transpose(1, 2)
+        sums.append(lse)
+    return out, sums
+
+
+def attend_back(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    sums: Sequence[torch.Tensor],
+    trees: FlatTrees,
+    scale: float | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of queries, keys and values, in their shapes.
+
+    Args:
+        grad: (1, K, heads, head_dim) gradient of what :func:`attend` returned.
+        q: as for :func:`attend`.
+        k: as for :func:`attend`.
+        v: as for :func:`attend`.
+        out: what :func:`attend` returned.
+        sums: what it returned beside it.
+        trees: as for :func:`attend`.
+        scale: as for :func:`attend`.
+    """
+    flash = getattr(torch.ops.aten, BACKWARD)
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for part, mask, lse in zip(trees.parts, trees.masks(q.dtype), sums, strict=True):
+        to_q, to_k, to_v = flash(
+            grad[:, part.queries].transpose(1, 2),
+            q[:, :, part.queries],
+            _keys(k, part),
+            _keys(v, part),
+            out[:, part.queries].transpose(1, 2),
+            lse,
+            0.0,
+            mask is None,
+            attn_mask=mask,
+            scale=scale,
+        )
+        dq[:, :, part.queries] = to_q
+        n = part.trunk.stop - part.trunk.start
+        for total, new in ((dk, to_k), (dv, to_v)):
+            total[:, :, part.own] += new[:, :, n:]
+            if n:
+                total[:, :, part.trunk] += new[:, :, :n]
+    return dq, dk, dv
+
+
+def _keys(x: torch.Tensor, part: Part) -> torch.Tensor:
+    """Keys or values (1, heads, N, head_dim) that a part attends to."""
+    if part.trunk.start == part.trunk.stop:
+        return x[:, :, part.own]
+    if part.own.start == part.own.stop:
+        return x[:, :, part.trunk]
+    return torch.cat([x[:, :, part.trunk], x[:, :, part.own]], 2)
 
 
 class _Attention(torch.autograd.Function):
-    """The parts, one after the other, by the kernels that torch's own attention uses on a CPU."""
+    """:func:`attend` with gradients."""
 
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: FlatTrees, scale: float | None
     ) -> torch.Tensor:
         """Queries, keys and values (1, heads, N, head_dim) to (1, N, heads, head_dim)."""
-        flash = getattr(torch.ops.aten, _FORWARD)
-        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)  # (1, N, heads, head_dim)
-        sums = []
-        for part, mask in zip(trees.parts, trees.masks(q.dtype), strict=True):
-            keys, values = _seen(k, part), _seen(v, part)
-            queries = q[:, :, part.start : part.end]
-            o, lse = flash(queries, keys, values, 0.0, mask is None, attn_mask=mask, scale=scale)
-            out[:, part.start : part.end] = o.transpose(1, 2)
-            sums.append(lse)
+        out, sums = attend(q, k, v, trees, scale)
         ctx.save_for_backward(q, k, v, out, *sums)
         ctx.trees, ctx.scale = trees, scale
         return out
@@ -246,33 +341,4 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         """Gradients of queries, keys and values."""
         q, k, v, out, *sums = ctx.saved_tensors
-        flash = getattr(torch.ops.aten, _BACKWARD)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        for part, mask, lse in zip(ctx.trees.parts, ctx.trees.masks(q.dtype), sums, strict=True):
-            here = slice(part.start, part.end)
-            to_q, to_k, to_v = flash(
-                grad[:, here].transpose(1, 2),
-                q[:, :, here],
-                _seen(k, part),
-                _seen(v, part),
-                out[:, here].transpose(1, 2),
-                lse,
-                0.0,
-                mask is None,
-                attn_mask=mask,
-                scale=ctx.scale,
-            )
-            dq[:, :, here] = to_q
-            for total, new in ((dk, to_k), (dv, to_v)):
-                total[:, :, here] = new[:, :, part.n_seen :]
-                if part.n_seen:  # its trunk came before it
-                    total[:, :, part.trunk : part.trunk + part.n_seen] += new[:, :, : part.n_seen]
-        return dq, dk, dv, None, None
-
-
-def _seen(x: torch.Tensor, part: Part) -> torch.Tensor:
-    """Keys or values (1, heads, N, head_dim) that a part attends to."""
-    own = x[:, :, part.start : part.end]
-    if not part.n_seen:
-        return own
-    return torch.cat([x[:, :, part.trunk : part.trunk + part.n_seen], own], 2)
+        return *attend_back(grad, q, k, v, out, sums, ctx.trees, ctx.scale), None, None

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -50,6 +50,10 @@ class ScalarHead(nn.Linear):
         """Start again with a logit of 0 for every response."""
         with torch.no_grad():
             self.weight.zero_()
+
+    def rows(self, place: Place) -> Iterable[int]:
+        """Which rows of the hidden states :meth:`read` looks at for a response."""
+        return (place.end,)
 
     def read(self, lm: LanguageModel, hidden: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         """Logits of responses.
@@ -92,6 +96,10 @@ class LogProbHead(nn.Linear):
             self.weight.zero_()
             self.bias.zero_()
             self.log_alpha.fill_(math.log(_ALPHA))
+
+    def rows(self, place: Place) -> Iterable[int]:
+        """Which rows of the hidden states :meth:`read` looks at for a response."""
+        return (place.prompt, *range(place.first, place.end + 1))
 
     def read(self, lm: LanguageModel, hidden: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         """Logits of responses; arguments as for :meth:`ScalarHead.read`."""

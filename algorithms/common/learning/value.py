@@ -59,7 +59,8 @@ class ValueModel:
             for passage in self.responder.encode(episode.task, episode.turns):
                 rows += [(b, len(trees), end) for end in passage.prompt_end]
                 trees.append(TokenTree(passage.ids[: passage.prompt_end[-1] + 1]))
-        hidden, starts = self.lm.tree_hidden(trees)  # (M, H)
+        wanted = [[end for _, r, end in rows if r == row] for row in range(len(trees))]
+        hidden, starts = self.lm.tree_hidden(trees, wanted)  # (M, H)
         index = torch.tensor([starts[row] + end for _, row, end in rows], device=hidden.device)
         values = self.head(hidden[index].float()).squeeze(-1)  # (N,)
         return list(values.split([len(e.turns) for e in episodes]))
