@@ -157,7 +157,7 @@ def measure_rollouts(
     (listed,) = venv.get_attr("games", indices=[0])
     for game in range(n * repetitions):
         _ = listed[game]  # parsed once, for both
-    clock = Clock(lm, ("hidden", "logits", "token_logits"))
+    clock = Clock(lm, ("hidden", "extended", "logits", "token_logits"))
     rates: dict[str, list[float]] = {"ours": [], "usual": []}
     shares, ratios = [], []
     for repetition in range(repetitions):

@@ -344,8 +344,7 @@ class TranscriptDecoder:
             self.n_fed += total
         self.cache.begin_flat(torch.tensor(rows), torch.tensor([len(feed) for feed in batch]))
         wanted = [1 + len(feed.extension.tree_tokens) for feed in batch]
-        hidden = lean.extended(
-            self.model.base.get_decoder(),
+        hidden = self.model.extended(
             weights,
             torch.tensor([ids]),
             torch.from_numpy(np.concatenate(positions))[None],

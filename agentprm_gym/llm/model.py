@@ -297,6 +297,10 @@ class LanguageModel(AdapterSet):
             return None
         return lean.Weights.of(self.base.get_decoder())
 
+    def extended(self, weights: lean.Weights, *args: Any) -> torch.Tensor:
+        """:func:`agentprm_gym.llm.lean.extended` with this model's decoder."""
+        return lean.extended(self.base.get_decoder(), weights, *args)
+
     def _attends_to_trees(self) -> bool:
         """Whether the model gives the same numbers with tree attention as with dense attention; tried once."""
         if not self.fast or self.device.type != "cpu" or self.base.config._attn_implementation != "sdpa":
