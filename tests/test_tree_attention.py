@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from agentprm_gym.llm import lean, tree_attention
+from agentprm_gym.llm import lean_gradients, tree_attention
 from agentprm_gym.llm.lora_linear import _LoraLinear, folds
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.llm.packing import TokenTree, pack
@@ -89,7 +89,7 @@ def test_every_architecture_gives_the_same_numbers_and_gradients(
 ) -> None:
     used = set()
     for name, module, function in (
-        ("lean", lean, "attend"),
+        ("lean", lean_gradients, "attend"),
         ("tree", tree_attention, "attend"),
         ("dense", LanguageModel, "hidden"),
     ):

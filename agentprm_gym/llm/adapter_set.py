@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from agentprm_gym.llm.architecture import fingerprint_of
 from agentprm_gym.llm.errors import AdapterMismatchError
 from agentprm_gym.llm.loading import BUNDLED, resolve_model
-from agentprm_gym.llm.lora_linear import fast_forward
+from agentprm_gym.llm.lora_linear import fast_layers
 from agentprm_gym.llm.peft_folder import SETTINGS, check_settings, read_adapter, write_adapter
 
 #: LoRA settings used where the caller gives none.
@@ -70,8 +70,7 @@ class AdapterSet:
     Attributes:
         base: the model; PEFT's layers stand in it once there is an adapter.
         name: how the user named the base.
-        fast: whether layers and attention are computed in the ways that are faster for small models. The numbers are the same
-            up to rounding; ``False`` is for comparisons.
+        fast: whether passes take the ways that are faster for small models; the numbers are the same up to rounding.
     """
 
     def __init__(self, base: PreTrainedModel, name: str) -> None:
@@ -309,52 +308,43 @@ class AdapterSet:
             ValueError: for an unknown name.
             RuntimeError: if another adapter is merged, or a merged one is to be trained.
         """
-        if self._merged is not None and name != self._merged:
-            raise RuntimeError(f"adapter {self._merged!r} is merged into the base; leave merged() to run {name!r}")
         if self._merged is not None:
-            if train:
-                raise RuntimeError(f"adapter {name!r} is merged and cannot be trained; leave merged() first")
-            yield
-            return
-        if self._peft is None and name is None:
+            self._check_merged(name, train)
             yield
             return
         peft = self._peft if name is None else self._need(name)
-        assert peft is not None
+        if peft is None:
+            yield
+            return
         # An enclosing active(train=True, dropout=True) gets its gradients and dropout back: both are restored exactly.
         previous = peft.active_adapter
         flags = [(p, p.requires_grad) for p in peft.parameters()]
         layers = [m for m in peft.modules() if isinstance(m, LoraLayer)]
         drops = [(a, m, m.training) for layer in layers for a, m in layer.lora_dropout.items()]
-        # An enclosing active() has its own, too.
-        forwards = [m.__dict__.pop("forward", None) for m in layers]
         try:
             for adapter, module, _ in drops:
                 module.train(dropout and adapter == name)
             if name is None:
-                with peft.disable_adapter():
+                with peft.disable_adapter(), fast_layers(layers, None):
                     yield
             else:
                 peft.set_adapter(name, inference_mode=True)
-                if train:
-                    for parameter in self.adapter_parameters(name):
-                        parameter.requires_grad_(True)
-                if self.fast:
-                    for layer in layers:
-                        forward = fast_forward(layer, name)
-                        if forward is not None:
-                            layer.__dict__["forward"] = forward
-                yield
+                for parameter in self.adapter_parameters(name) if train else ():
+                    parameter.requires_grad_(True)
+                with fast_layers(layers, name if self.fast else None):
+                    yield
         finally:
-            for layer, own in zip(layers, forwards, strict=True):
-                layer.__dict__.pop("forward", None)
-                if own is not None:
-                    layer.__dict__["forward"] = own
             peft.set_adapter(previous, inference_mode=True)
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             for _, module, training in drops:
                 module.train(training)
+
+    def _check_merged(self, name: str | None, train: bool) -> None:
+        if name != self._merged:
+            raise RuntimeError(f"adapter {self._merged!r} is merged into the base; leave merged() to run {name!r}")
+        if train:
+            raise RuntimeError(f"adapter {name!r} is merged and cannot be trained; leave merged() first")
 
     @contextmanager
     def merged(self, name: str) -> Iterator[None]:

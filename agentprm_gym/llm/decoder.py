@@ -320,7 +320,6 @@ class TranscriptDecoder:
             self.cache.lengths[feed.slot] = feed.start + len(feed.tokens)
         return [hidden[index[feed.slot], len(feed.tokens) - 1 : len(feed)] for feed in batch]
 
-
     def _lean_forward(self, batch: Sequence[_Feed], weights: lean.Weights) -> list[torch.Tensor]:
         """The same for a small model: rows lie one behind the other, and nothing is padded."""
         rows, feeds, ids, positions = [], [], list[int](), []

@@ -24,7 +24,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from agentprm_gym.llm.cache import RaggedCache
 from agentprm_gym.llm.lora_linear import adapter_of
-from agentprm_gym.llm.tree_attention import FORWARD, FlatTrees, attend, attend_back
+from agentprm_gym.llm.tree_attention import FORWARD
 
 #: Decoders whose layers are those that are computed here.
 _DECODERS = (LlamaModel, MistralModel, Qwen2Model)
@@ -138,9 +138,7 @@ class Weights:
                 linears.append(found)
             if linears[3].bias is not None or linears[6].bias is not None:
                 return None  # where the residual goes
-            layers.append(
-                Layer((module.input_layernorm.weight, module.post_attention_layernorm.weight), linears)
-            )
+            layers.append(Layer((module.input_layernorm.weight, module.post_attention_layernorm.weight), linears))
         attention: Any = module.self_attn
         last: Any = decoder.norm
         dim = int(attention.head_dim)
@@ -191,15 +189,15 @@ def run(
     for i, layer in enumerate(weights.layers):
         some = rows if i == len(weights.layers) - 1 else None
         to_q, to_k, to_v, to_o, to_gate, to_up, to_down = layer.linears
-        root, normed = _norm(x, layer.norms[0], weights.eps)
+        root, normed = norm(x, layer.norms[0], weights.eps)
         asking = normed if some is None else normed[some]
         (q, q_in), (k, k_in), (v, v_in) = to_q(asking), to_k(normed), to_v(normed)
-        q = _turn(q, rope if some is None else (rope[0][some], rope[1][some]), weights.dim)
-        k = _turn(k, rope, weights.dim)
-        heads = attending(i, *(_heads(t, weights.dim) for t in (q, k, v)))
+        q = turn(q, rope if some is None else (rope[0][some], rope[1][some]), weights.dim)
+        k = turn(k, rope, weights.dim)
+        heads = attending(i, *(heads_of(t, weights.dim) for t in (q, k, v)))
         said = heads.reshape(len(q), -1)
         y, o_in = to_o(said, x if some is None else x[some])
-        root2, normed2 = _norm(y, layer.norms[1], weights.eps)
+        root2, normed2 = norm(y, layer.norms[1], weights.eps)
         (gate, gate_in), (up, up_in) = to_gate(normed2), to_up(normed2)
         opened = functional.silu(gate)
         gated = opened * up
@@ -210,28 +208,19 @@ def run(
         x = z
     if not weights.layers or (rows is not None and len(x) != len(rows)):
         raise ValueError("expected a decoder with one layer or more")
-    root, out = _norm(x, weights.norm, weights.eps)
+    root, out = norm(x, weights.norm, weights.eps)
     if kept is not None:
         kept.append((x, root))
     return out
 
 
-def _norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """One over the root of the mean square, (N, 1), and the normed (N, H)."""
     root = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return root, (x * root).mul_(weight)
 
 
-def _norm_back(
-    grad: torch.Tensor, x: torch.Tensor, root: torch.Tensor, weight: torch.Tensor, into: torch.Tensor
-) -> torch.Tensor:
-    """Gradient of a norm's input, added to ``into``; ``grad`` is used up."""
-    grad.mul_(weight)
-    along = torch.linalg.vecdot(grad, x)[:, None].mul_(root.pow(3)).div_(x.shape[-1])  # (N, 1)
-    return into.addcmul_(grad, root).addcmul_(x, along, value=-1)
-
-
-def _turn(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], dim: int, way: float = 1.0) -> torch.Tensor:
+def turn(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], dim: int, way: float = 1.0) -> torch.Tensor:
     """Rotary positions for (N, heads * head_dim); a ``way`` of -1 turns back."""
     cos, sin = rope
     parts = x.view(len(x), -1, 2, dim // 2)
@@ -242,150 +231,14 @@ def _turn(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], dim: int, wa
     return out.view(len(x), -1)
 
 
-def _heads(x: torch.Tensor, dim: int) -> torch.Tensor:
+def heads_of(x: torch.Tensor, dim: int) -> torch.Tensor:
+    """(n, heads * head_dim) as (1, heads, n, head_dim)."""
     return x.view(1, len(x), -1, dim).transpose(1, 2)
 
 
-# ---------------------------------------------------------------------- with gradients
-class _Decoder(torch.autograd.Function):
-    """:func:`run` over token trees, with gradients of the embeddings and of the adapters."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: torch.Tensor,
-        weights: Weights,
-        rope: tuple[torch.Tensor, torch.Tensor],
-        trees: FlatTrees,
-        rows: torch.Tensor | None,
-        last: FlatTrees,
-        *adapters: torch.Tensor,
-    ) -> torch.Tensor:
-        """Embeddings (N, H) to hidden states (K, H)."""
-        sums: list[list[torch.Tensor]] = []
-
-        def attending(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            out, new = attend(q, _wide(k, weights), _wide(v, weights), _trees_of(i, weights, trees, last), weights.scale)
-            sums.append(new)
-            return out
-
-        kept: list[Any] = []
-        out = run(weights, x, rope, attending, rows, kept)
-        ctx.everything = weights, rope, trees, rows, last, sums, kept
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        """Gradients of the embeddings and of the adapters' tensors."""
-        weights, rope, trees, rows, last, sums, kept = ctx.everything
-        ctx.everything = None  # the graph is used once
-        x, root = kept[-1]
-        dz = _norm_back(grad.clone(), x, root, weights.norm, torch.zeros_like(x))
-        found: list[list[torch.Tensor | None]] = []
-        for i in range(len(weights.layers) - 1, -1, -1):
-            some = rows if i == len(weights.layers) - 1 else None
-            to_x = i > 0 or ctx.needs_input_grad[0]
-            dz, of_layer = _layer_back(
-                dz,
-                weights,
-                i,
-                kept[i],
-                rope,
-                some,
-                lambda g, q, k, v, out, i=i: attend_back(
-                    g, q, k, v, out, sums[i], _trees_of(i, weights, trees, last), weights.scale
-                ),
-                to_x,
-            )
-            found.append(of_layer)
-            kept[i] = None
-        flat = [t for of_layer in reversed(found) for t in of_layer]
-        return dz if ctx.needs_input_grad[0] else None, None, None, None, None, None, *flat
-
-
-def _trees_of(i: int, weights: Weights, trees: FlatTrees, last: FlatTrees) -> FlatTrees:
-    return last if i == len(weights.layers) - 1 else trees
-
-
-def _wide(x: torch.Tensor, weights: Weights) -> torch.Tensor:
+def wide(x: torch.Tensor, weights: Weights) -> torch.Tensor:
     """Keys or values (1, key_heads, n, head_dim) once for each head of queries."""
     return x if weights.heads == weights.key_heads else x.repeat_interleave(weights.heads // weights.key_heads, 1)
-
-
-def _layer_back(
-    dz: torch.Tensor,
-    weights: Weights,
-    i: int,
-    kept: Sequence[Any],
-    rope: tuple[torch.Tensor, torch.Tensor],
-    some: torch.Tensor | None,
-    attending_back: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
-    to_x: bool,
-) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
-    """Gradients of a layer's input and of its adapters; ``dz``, that of its output, is used up."""
-    x, root, normed, q, k, v, heads, y, root2, normed2, gate, up, opened, gated, inner = kept
-    layer, dim = weights.layers[i], weights.dim
-    to_q, to_k, to_v, to_o, to_gate, to_up, to_down = layer.linears
-    of: list[tuple[torch.Tensor | None, torch.Tensor | None]] = []
-
-    d_gated, *of_down = to_down.back(dz, gated, inner[6])
-    assert d_gated is not None
-    d_up = d_gated * opened
-    d_gate = torch.ops.aten.silu_backward(d_gated.mul_(up), gate)
-    d_normed2, *of_gate = to_gate.back(d_gate, normed2, inner[4])
-    d_normed2, *of_up = to_up.back(d_up, normed2, inner[5], d_normed2)
-    dy = _norm_back(d_normed2, y, root2, layer.norms[1], dz)  # type: ignore[arg-type]
-    d_said, *of_o = to_o.back(dy, heads.reshape(len(q), -1), inner[3])
-    assert d_said is not None
-    wide_k, wide_v = (_wide(_heads(t, dim), weights) for t in (k, v))
-    dq, dk, dv = attending_back(d_said.view(heads.shape), _heads(q, dim), wide_k, wide_v, heads)
-    dq, dk, dv = (_flat(t, n, dim) for t, n in ((dq, weights.heads), (dk, weights.key_heads), (dv, weights.key_heads)))
-    dq = _turn(dq, rope if some is None else (rope[0][some], rope[1][some]), dim, -1.0)
-    dk = _turn(dk, rope, dim, -1.0)
-    asking = normed if some is None else normed[some]
-    d_asking, *of_q = to_q.back(dq, asking, inner[0], to_x=to_x)
-    d_normed = d_asking
-    if some is not None and to_x:
-        assert d_asking is not None
-        d_normed = torch.zeros_like(normed).index_add_(0, some, d_asking)
-    d_normed, *of_k = to_k.back(dk, normed, inner[1], d_normed, to_x)
-    d_normed, *of_v = to_v.back(dv, normed, inner[2], d_normed, to_x)
-    if to_x:
-        assert d_normed is not None
-        into = dy if some is None else torch.zeros_like(x).index_add_(0, some, dy)
-        dy = _norm_back(d_normed, x, root, layer.norms[0], into)
-    of = [tuple(t) for t in (of_q, of_k, of_v, of_o, of_gate, of_up, of_down)]  # type: ignore[misc]
-    return dy, [
-        t for linear, pair in zip(layer.linears, of, strict=True) if linear.a is not None for t in pair
-    ]
-
-
-def _flat(x: torch.Tensor, heads: int, dim: int) -> torch.Tensor:
-    """Gradients (1, heads of queries, n, head_dim) as (n, heads * head_dim), summed over queries that share a key."""
-    if x.shape[1] != heads:
-        x = x.unflatten(1, (heads, -1)).sum(2)
-    return x.transpose(1, 2).reshape(x.shape[2], heads * dim)
-
-
-def hidden_states(
-    decoder: Any, weights: Weights, trees: FlatTrees, rows: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Last hidden states of token trees.
-
-    Args:
-        decoder: the model's decoder, for its embeddings and rotary positions.
-        weights: its weights now.
-        trees: the trees.
-        rows: (K,) int64, ascending: which tokens are wanted; ``None``: all.
-
-    Returns:
-        (K, H).
-    """
-    x = decoder.get_input_embeddings()(trees.ids)[0]  # (N, H)
-    rope = rotary(decoder, x, trees.positions)
-    last = trees if rows is None else trees.only(rows.numpy())
-    out: torch.Tensor = _Decoder.apply(x, weights, rope, trees, rows, last, *weights.adapters)  # type: ignore[no-untyped-call]
-    return out
 
 
 class CachedRow(NamedTuple):
@@ -440,7 +293,7 @@ def extended(
         out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
         for feed in feeds if i < len(weights.layers) - 1 else last_rows:
             row, width = feed.keys
-            seen = (_wide(t[row, :width].transpose(0, 1)[None], weights) for t in (keys, values))
+            seen = (wide(t[row, :width].transpose(0, 1)[None], weights) for t in (keys, values))
             o, _ = flash(q[:, :, feed.new], *seen, 0.0, False, attn_mask=feed.mask, scale=weights.scale)
             out[:, feed.new] = o.transpose(1, 2)
         return out

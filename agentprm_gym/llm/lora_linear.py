@@ -8,7 +8,8 @@ folded: ``W + s B A`` is computed once a call, and the gradients of A and B foll
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class _LoraLinear(torch.autograd.Function):
     """``x W^T + b + s x A^T B^T`` for a frozen W and b."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,
@@ -44,7 +45,7 @@ class _LoraLinear(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         """Gradients of the input and of the adapter."""
         flat, weight, a, b, inner = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])  # (N, out)
@@ -104,7 +105,8 @@ def adapter_of(layer: nn.Module, adapter: str) -> Adapted | None:
     if not isinstance(dropout, nn.Identity) and dropout.training:
         return None
     weight, bias, scale = base.weight, base.bias, float(layer.scaling[adapter])
-    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    a: Any = layer.lora_A[adapter].weight
+    b: Any = layer.lora_B[adapter].weight
     if not weight.dtype == a.dtype == b.dtype or weight.requires_grad:
         return None
     return weight, bias, a, b, scale
@@ -125,7 +127,29 @@ def fast_forward(layer: nn.Module, adapter: str) -> Callable[[torch.Tensor], tor
         return None
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _LoraLinear.apply(x, *found)  # type: ignore[no-untyped-call]
+        out: torch.Tensor = _LoraLinear.apply(x, *found)
         return out
 
     return forward
+
+
+@contextmanager
+def fast_layers(layers: Sequence[nn.Module], adapter: str | None) -> Iterator[None]:
+    """Let layers of PEFT be computed by :func:`fast_forward` inside, where they can.
+
+    Args:
+        layers: the layers; what an enclosing block did to them is put back at the end.
+        adapter: the adapter that is active; ``None``: by PEFT's own forward passes.
+    """
+    before = [layer.__dict__.pop("forward", None) for layer in layers]
+    try:
+        for layer in layers if adapter is not None else ():
+            forward = fast_forward(layer, str(adapter))
+            if forward is not None:
+                layer.__dict__["forward"] = forward
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.__dict__.pop("forward", None)
+            if own is not None:
+                layer.__dict__["forward"] = own

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from agentprm_gym.llm import export, lean, tree_attention
+from agentprm_gym.llm import export, lean, lean_gradients, tree_attention
 from agentprm_gym.llm.adapter_set import DEFAULT_LORA, AdapterSet, lora_settings, on_cpu
 from agentprm_gym.llm.architecture import check_architecture, pin_rope, windows
 from agentprm_gym.llm.cache import RaggedCache
@@ -273,10 +273,10 @@ class LanguageModel(AdapterSet):
         weights = lean.Weights.of(decoder)
         if weights is not None:
             if wanted is None:
-                return lean.hidden_states(decoder, weights, flat)
+                return lean_gradients.hidden_states(decoder, weights, flat)
             pairs = zip(flat.starts, wanted, strict=True)
             rows = torch.tensor(sorted({start + i for start, here in pairs for i in here}))  # (K,)
-            some = lean.hidden_states(decoder, weights, flat, rows)
+            some = lean_gradients.hidden_states(decoder, weights, flat, rows)
             return some.new_zeros(flat.ids.shape[1], some.shape[1]).index_copy(0, rows, some)
         # The library passes a mask of this form on as it is. Who attends to whom, the trees say.
         mask: Any = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)

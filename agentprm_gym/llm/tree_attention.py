@@ -232,7 +232,7 @@ def tree_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    out: torch.Tensor = _Attention.apply(query, key, value, trees, scaling)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _Attention.apply(query, key, value, trees, scaling)
     return out, None
 
 
@@ -328,7 +328,7 @@ class _Attention(torch.autograd.Function):
     """:func:`attend` with gradients."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: FlatTrees, scale: float | None
     ) -> torch.Tensor:
         """Queries, keys and values (1, heads, N, head_dim) to (1, N, heads, head_dim)."""
@@ -338,7 +338,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         """Gradients of queries, keys and values."""
         q, k, v, out, *sums = ctx.saved_tensors
         return *attend_back(grad, q, k, v, out, sums, ctx.trees, ctx.scale), None, None

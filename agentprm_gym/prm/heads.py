@@ -51,9 +51,14 @@ class ScalarHead(nn.Linear):
         with torch.no_grad():
             self.weight.zero_()
 
-    def rows(self, place: Place) -> Iterable[int]:
-        """Which rows of the hidden states :meth:`read` looks at for a response."""
-        return (place.end,)
+    def rows(self, places: Sequence[tuple[int, Place]], n_trees: int) -> list[set[int]]:
+        """Which tokens of each tree :meth:`read` looks at.
+
+        Args:
+            places: responses, each with the number of the tree that it is in.
+            n_trees: how many trees there are.
+        """
+        return _by_tree([(row, (place.end,)) for row, place in places], n_trees)
 
     def read(self, lm: LanguageModel, hidden: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         """Logits of responses.
@@ -97,9 +102,9 @@ class LogProbHead(nn.Linear):
             self.bias.zero_()
             self.log_alpha.fill_(math.log(_ALPHA))
 
-    def rows(self, place: Place) -> Iterable[int]:
-        """Which rows of the hidden states :meth:`read` looks at for a response."""
-        return (place.prompt, *range(place.first, place.end + 1))
+    def rows(self, places: Sequence[tuple[int, Place]], n_trees: int) -> list[set[int]]:
+        """Which tokens of each tree :meth:`read` looks at; arguments as for :meth:`ScalarHead.rows`."""
+        return _by_tree([(row, (p.prompt, *range(p.first, p.end + 1))) for row, p in places], n_trees)
 
     def read(self, lm: LanguageModel, hidden: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         """Logits of responses; arguments as for :meth:`ScalarHead.read`."""
@@ -134,6 +139,13 @@ class LogProbHead(nn.Linear):
         log_probs = branch_log_probs(lm, hidden, torch.tensor([rows, tokens, groups], device=device), n_groups)  # (C,)
         picked = log_probs[torch.tensor(chosen, device=device)]
         return floor.index_add(0, torch.tensor(owners, device=device), picked)
+
+
+def _by_tree(rows: Sequence[tuple[int, Iterable[int]]], n_trees: int) -> list[set[int]]:
+    found: list[set[int]] = [set() for _ in range(n_trees)]
+    for row, here in rows:
+        found[row].update(here)
+    return found
 
 
 #: Either head.

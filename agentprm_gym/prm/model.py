@@ -192,12 +192,10 @@ class ProcessRewardModel:
                     at |= {t: (len(trees), places) for (t, _), places in zip(here, row_places, strict=True)}
                     trees.append(tree)
             wanted.append([at[t] for t, _ in candidates])
-        read: list[set[int]] = [set() for _ in trees]
-        for row, places in (turn for item in wanted for turn in item):
-            for place in places:
-                read[row].update(self.head.rows(place))
+        found = [(row, place) for item in wanted for row, turn in item for place in turn]
+        read = self.head.rows(found, len(trees))
         hidden, starts = self.lm.tree_hidden(trees, read)  # (M, H)
-        logits = self.read(hidden, [p.shifted(starts[row]) for item in wanted for row, turn in item for p in turn])
+        logits = self.read(hidden, [place.shifted(starts[row]) for row, place in found])
         pieces = iter(logits.split([len(turn) for item in wanted for _, turn in item]))
         return [[next(pieces) for _ in item] for item in wanted]
 

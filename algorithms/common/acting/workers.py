@@ -142,12 +142,14 @@ class RolloutWorkers:
             for i, link in enumerate(self._links):
                 if tasks[i::n]:
                     # Tasks in turns: neighbours, such as the episodes of one game, take about equally long.
-                    with suppress(BrokenPipeError, ConnectionResetError):  # it has failed, and what it said of it is read below
+                    with suppress(
+                        BrokenPipeError, ConnectionResetError
+                    ):  # it has failed, and what it said of it is read below
                         link.send((state, tasks[i::n], how, given))
                     busy.append(link)
             while busy:
-                for link in wait(busy):
-                    assert isinstance(link, Connection)
+                for ready in wait(busy):
+                    link = next(x for x in busy if x is ready)
                     kind, content = link.recv()
                     if kind == "error":
                         raise RuntimeError(f"a worker process failed while it played:\n{content}")

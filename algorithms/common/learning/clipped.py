@@ -130,7 +130,8 @@ class ClippedLoss:
             level=self.level,
         )
         loss = terms.loss / max(1, n_ratios)
-        entropies = torch.stack([entropy(score) for score in flat]).sum()
+        with torch.set_grad_enabled(self.ent_coef > 0):  # else it is only logged
+            entropies = torch.stack([entropy(score) for score in flat]).sum()
         if self.ent_coef:
             loss = loss - self.ent_coef * entropies / n_turns
         sums = {
