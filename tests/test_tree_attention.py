@@ -196,11 +196,19 @@ def test_acting_is_the_same(architecture: str, mode: str, tmp_path: Path) -> Non
     with lm.merged("policy"):
         folded = act(lm, mode, make_episodes(5))
     lm.fast = False
+    n_turns = n_other = 0
     for played in (fast, folded):
         for mine, theirs in zip(played, act(lm, mode, make_episodes(5)), strict=True):
-            assert [turn.response for turn in mine.turns] == [turn.response for turn in theirs.turns]
-            for a, b in zip(mine.turns, theirs.turns, strict=True):
+            same = [a.response == b.response for a, b in zip(mine.turns, theirs.turns, strict=True)]
+            # Of thousands of tokens that are written freely, rounding may move the bound between two under a random number.
+            # What is written behind it is another text, in this turn and in those that read it.
+            until = same.index(False) if mode == "generate" and False in same else len(same)
+            assert all(same[:until])
+            n_turns += len(same)
+            n_other += len(same) - until
+            for a, b in zip(mine.turns[:until], theirs.turns[:until], strict=True):
                 assert a.log_prob == pytest.approx(b.log_prob, abs=1e-3)
+    assert n_other <= 0.2 * n_turns
 
 
 def test_adapters_are_switched_as_without() -> None:
