@@ -119,7 +119,7 @@ CONFIGS: dict[str, tuple[Any, str]] = {
     "a rank pattern of a billion": ({**CONFIG, "rank_pattern": {"q_proj": 10**9}}, "states rank"),
     "a pattern of ranks that hangs": ({**CONFIG, "rank_pattern": {"(([a-z_.0-9])+.)+X": 2}}, "names of modules"),
     "a pattern of scales that hangs": ({**CONFIG, "alpha_pattern": {"((.)+)+X": 2}}, "names of modules"),
-    "an endless scale": ({**CONFIG, "lora_alpha": float("inf")}, "not finite"),
+    "an endless scale": ({**CONFIG, "lora_alpha": float("inf")}, "finite number"),
     "names with patterns": ({**CONFIG, "target_modules": ["(([a-z_.0-9])+.)+X"]}, "names of modules"),
     "another kind of adapter": ({**CONFIG, "peft_type": "IA3"}, "expected 'LORA'"),
     "code of others": ({**CONFIG, "use_dora": True}, "not supported"),

@@ -82,7 +82,7 @@ class TestNames:
         randomise(model.lm, "policy")
         model.save(tmp_path / "model")
         saved = read_save(tmp_path / "model")
-        saved.manifest["base"] = {"name": "tiny", "fingerprint": "2f1423a79afe5f39"}
+        saved.manifest["base"] = {"name": "tiny", "fingerprint": model.lm.fingerprint.split("-")[0]}
         write_save(tmp_path / "old.zip", saved)
         again = SFT.load(tmp_path / "old.zip")
         assert torch.equal(logits(again.lm, "policy"), logits(model.lm, "policy"))

@@ -345,7 +345,7 @@ def test_the_planners_report_is_what_one_finds_state_by_state(played: tuple[Any,
         task = RolloutTask({"snapshot": rollout.snapshots[t]}, (0,), history=list(e.turns[:t]), max_turns=t + 1)
         (again,) = collect(greedy, make_alfworld(1), [task]) or []
         policy_top1.append(q[again.episode.turns[t].command] == max(values))
-    assert report.ranking.n_states == 30 and report.ranking.kendall_tau == pytest.approx(np.mean(taus), abs=1e-3)
+    assert 20 <= len(states) == report.ranking.n_states and report.ranking.kendall_tau == pytest.approx(np.mean(taus), abs=1e-3)
     assert report.ranking.top1 == pytest.approx(np.mean(top1))
     assert report.policy_top1 == pytest.approx(np.mean(policy_top1))
     assert 0 < report.choice.possible < 1 and report.choice.ratio <= 1
@@ -368,7 +368,8 @@ def test_a_sample_of_turns_shows_what_the_prm_and_the_policy_think(played: tuple
         head, *rows = candidates_markdown(model.prm, model.policy.responder, [e], np.random.default_rng(0)).split("\n")[
             4:
         ]
-        said = re.search(r"turn (\d) of 8, lost: ", head)
+        outcome = "won" if e.success else "lost"
+        said = re.search(rf"turn (\d) of {len(e.turns)}, {outcome}: ", head)
         assert said is not None
         t = int(said[1]) - 1
         commands = list(e.turns[t].admissible_commands)
