@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 from agentprm_gym.llm.architecture import fingerprint_of
 from agentprm_gym.llm.errors import AdapterMismatchError
 from agentprm_gym.llm.loading import BUNDLED, resolve_model
-from agentprm_gym.llm.lora_linear import fast_layers
+from agentprm_gym.llm.lora_linear import adapter_tensors, fast_layers, shared_weights
 from agentprm_gym.llm.peft_folder import SETTINGS, check_settings, read_adapter, write_adapter
 
 #: LoRA settings used where the caller gives none.
@@ -87,6 +86,9 @@ class AdapterSet:
         self.fast = True
         self._peft: PeftModel | None = None
         self._merged: str | None = None
+        # What walks over the modules found. They take longer than a pass of a small model, and adapters change seldom.
+        self._layers: list[LoraLayer] | None = None
+        self._tensors: dict[str, dict[str, nn.Parameter]] = {}
         self._fingerprint: str | None = None
 
     @property
@@ -167,6 +169,7 @@ class AdapterSet:
             # PEFT keeps a wrapper around at least one. With the last adapter the wrapper goes, and the base is bare again.
             self._peft.unload()
             self._peft = None
+            self._freeze()
         else:
             if self._peft.active_adapter == name:
                 self._peft.set_adapter(next(a for a in self.adapters if a != name))
@@ -185,9 +188,16 @@ class AdapterSet:
         return self._peft
 
     def _freeze(self) -> None:
-        assert self._peft is not None
-        self._peft.requires_grad_(False)
-        self._peft.eval()
+        self._layers, self._tensors = None, {}
+        if self._peft is not None:
+            self._peft.requires_grad_(False)
+            self._peft.eval()
+
+    def _lora_layers(self, peft: PeftModel) -> list[LoraLayer]:
+        """The layers with adapters."""
+        if self._layers is None:
+            self._layers = [m for m in peft.modules() if isinstance(m, LoraLayer)]
+        return self._layers
 
     # ------------------------------------------------------------------ tensors
     def adapter_config(self, name: str) -> dict[str, Any]:
@@ -197,16 +207,10 @@ class AdapterSet:
 
     def adapter_tensors(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's parameters in PEFT's naming: those of linear layers, of embeddings and of the output layer."""
-        out: dict[str, nn.Parameter] = {}
-        for path, module in self._need(name).named_modules():
-            if isinstance(module, LoraLayer):
-                for kind in module.adapter_layer_names:
-                    held = getattr(module, kind)
-                    if name in held and isinstance(held[name], nn.Parameter):
-                        out[f"{path}.{kind}"] = held[name]
-                    elif name in held:
-                        out |= {f"{path}.{kind}.{key}": p for key, p in held[name].named_parameters()}
-        return out
+        peft = self._need(name)
+        if name not in self._tensors:
+            self._tensors[name] = adapter_tensors(peft, name)
+        return dict(self._tensors[name])
 
     def adapter_parameters(self, name: str) -> list[nn.Parameter]:
         """An adapter's parameters, whether or not they require gradients now."""
@@ -318,8 +322,8 @@ class AdapterSet:
             return
         # An enclosing active(train=True, dropout=True) gets its gradients and dropout back: both are restored exactly.
         previous = peft.active_adapter
-        flags = [(p, p.requires_grad) for p in peft.parameters()]
-        layers = [m for m in peft.modules() if isinstance(m, LoraLayer)]
+        flags = [(p, p.requires_grad) for a in self.adapters for p in self.adapter_parameters(a)]
+        layers = self._lora_layers(peft)
         drops = [(a, m, m.training) for layer in layers for a, m in layer.lora_dropout.items()]
         try:
             for adapter, module, _ in drops:
@@ -328,13 +332,17 @@ class AdapterSet:
                 with peft.disable_adapter(), fast_layers(layers, None):
                     yield
             else:
-                peft.set_adapter(name, inference_mode=True)
+                if name != previous:
+                    peft.set_adapter(name, inference_mode=True)
+                for parameter, _ in flags:
+                    parameter.requires_grad_(False)
                 for parameter in self.adapter_parameters(name) if train else ():
                     parameter.requires_grad_(True)
                 with fast_layers(layers, name if self.fast else None):
                     yield
         finally:
-            peft.set_adapter(previous, inference_mode=True)
+            if name is not None and name != previous:
+                peft.set_adapter(previous, inference_mode=True)
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
             for _, module, training in drops:
@@ -362,14 +370,14 @@ class AdapterSet:
             return
         peft: Any = self._need(name)
         previous = peft.active_adapter
-        shared = self._shared_weights()
+        shared = shared_weights(self.base)
         undo: list[
             tuple[Any, nn.Parameter, torch.Tensor | None]
         ] = []  # layers, their weights, and copies of the numbers
         try:
             peft.set_adapter(name, inference_mode=True)
             with torch.no_grad():
-                for layer in [m for m in peft.modules() if isinstance(m, LoraLayer)]:
+                for layer in self._lora_layers(peft):
                     delta = layer_delta(layer, name)
                     if delta is not None:
                         holder: Any = layer.get_base_layer()
@@ -393,8 +401,3 @@ class AdapterSet:
             peft.base_model.enable_adapter_layers()
             peft.set_adapter(previous, inference_mode=True)
             self._freeze()
-
-    def _shared_weights(self) -> set[int]:
-        """Addresses of the weights that several layers share, as tied embeddings do with the output layer."""
-        uses = Counter(p.data_ptr() for _, p in self.base.named_parameters(remove_duplicate=False))
-        return {address for address, n in uses.items() if n > 1}

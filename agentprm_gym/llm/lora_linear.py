@@ -8,12 +8,14 @@ folded: ``W + s B A`` is computed once a call, and the gradients of A and B foll
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 
@@ -153,3 +155,32 @@ def fast_layers(layers: Sequence[nn.Module], adapter: str | None) -> Iterator[No
             layer.__dict__.pop("forward", None)
             if own is not None:
                 layer.__dict__["forward"] = own
+
+
+def adapter_tensors(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """An adapter's parameters in PEFT's naming: those of linear layers, of embeddings and of the output layer.
+
+    Args:
+        model: a model with layers of PEFT in it.
+        adapter: the adapter.
+    """
+    out: dict[str, nn.Parameter] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            for kind in module.adapter_layer_names:
+                held = getattr(module, kind)
+                if adapter in held and isinstance(held[adapter], nn.Parameter):
+                    out[f"{path}.{kind}"] = held[adapter]
+                elif adapter in held:
+                    out |= {f"{path}.{kind}.{key}": p for key, p in held[adapter].named_parameters()}
+    return out
+
+
+def shared_weights(model: nn.Module) -> set[int]:
+    """Addresses of the weights that several layers share, as tied embeddings do with the output layer.
+
+    Args:
+        model: any model.
+    """
+    uses = Counter(p.data_ptr() for _, p in model.named_parameters(remove_duplicate=False))
+    return {address for address, n in uses.items() if n > 1}
