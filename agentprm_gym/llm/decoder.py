@@ -326,10 +326,10 @@ class TranscriptDecoder:
         for feed in batch:
             start, n, total = feed.start, len(feed.tokens), len(feed)
             seen, depth = tree_block(tuple(feed.extension.tree_parents))
-            mask = np.zeros((total, start + total), dtype=np.float32)
+            mask = np.zeros((total, total), dtype=np.float32)  # what was there before, all see
             if total > 1:
-                mask[:n, start:][_not_seen(n, total)] = -np.inf
-                mask[n:, start + n :][~seen] = -np.inf
+                mask[:n][_not_seen(n, total)] = -np.inf
+                mask[n:, n:][~seen] = -np.inf
             feeds.append(
                 lean.CachedRow(
                     slice(len(ids), len(ids) + total),

@@ -1,4 +1,4 @@
-"""The decoder of a small Llama in float32, computed directly: the library's numbers without its passes over memory.
+"""The decoder of a small Llama, computed directly: the library's numbers without its passes over memory.
 
 For a model of a few million parameters the matrix products are only half of the time of a training pass. The rest goes to
 norms, rotations, residual sums and copies, one pass over memory each, and to a backward pass that repeats them. Here
@@ -24,14 +24,14 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from agentprm_gym.llm.cache import RaggedCache
 from agentprm_gym.llm.lora_linear import adapter_of
-from agentprm_gym.llm.tree_attention import FORWARD
+from agentprm_gym.llm.tree_attention import probabilities
 
 #: Decoders whose layers are those that are computed here.
 _DECODERS = (LlamaModel, MistralModel, Qwen2Model)
 #: The linear layers of a layer, in the order in which their adapters are handed around.
 _LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-#: What attends: queries, keys and values (1, heads, n, head_dim) of a layer to (1, n, heads, head_dim).
+#: What attends: queries, keys and values (heads, n, head_dim) of a layer to (n, heads, head_dim).
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -125,7 +125,7 @@ class Weights:
         embedding: Any = decoder.get_input_embeddings() if isinstance(decoder, _DECODERS) else None
         if type(embedding) is not nn.Embedding or config.hidden_act != "silu":
             return None
-        if embedding.weight.dtype != torch.float32 or embedding.weight.device.type != "cpu":
+        if embedding.weight.dtype not in (torch.float32, torch.float64) or embedding.weight.device.type != "cpu":
             return None
         layers = []
         module: Any
@@ -232,13 +232,13 @@ def turn(x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], dim: int, way
 
 
 def heads_of(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """(n, heads * head_dim) as (1, heads, n, head_dim)."""
-    return x.view(1, len(x), -1, dim).transpose(1, 2)
+    """(n, heads * head_dim) as (heads, n, head_dim)."""
+    return x.view(len(x), -1, dim).transpose(0, 1)
 
 
 def wide(x: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """Keys or values (1, key_heads, n, head_dim) once for each head of queries."""
-    return x if weights.heads == weights.key_heads else x.repeat_interleave(weights.heads // weights.key_heads, 1)
+    """Keys or values (key_heads, n, head_dim) once for each head of queries."""
+    return x if weights.heads == weights.key_heads else x.repeat_interleave(weights.heads // weights.key_heads, 0)
 
 
 class CachedRow(NamedTuple):
@@ -247,7 +247,7 @@ class CachedRow(NamedTuple):
     Attributes:
         new: which of the new tokens are its own.
         keys: what of the cache they attend to: the row's number, and how many slots, the new ones included.
-        mask: (n, slots) numbers that are added to scores; ``None`` where the one query sees everything.
+        mask: (n, m) numbers that are added to the scores of the last m keys; ``None`` where the one query sees everything.
     """
 
     new: slice
@@ -286,16 +286,15 @@ def extended(
         CachedRow(slice(int(end) - n, int(end)), feed.keys, None if feed.mask is None else feed.mask[-n:])
         for feed, n, end in zip(feeds, wanted, ends, strict=True)
     ]
-    flash = getattr(torch.ops.aten, FORWARD)
 
     def attending(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        keys, values = cache.write(i, k[0].transpose(0, 1), v[0].transpose(0, 1))
-        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)
+        keys, values = cache.write(i, k.transpose(0, 1), v.transpose(0, 1))
+        out = torch.empty(q.shape[1], weights.heads, weights.dim, dtype=q.dtype)
         for feed in feeds if i < len(weights.layers) - 1 else last_rows:
             row, width = feed.keys
-            seen = (wide(t[row, :width].transpose(0, 1)[None], weights) for t in (keys, values))
-            o, _ = flash(q[:, :, feed.new], *seen, 0.0, False, attn_mask=feed.mask, scale=weights.scale)
-            out[:, feed.new] = o.transpose(1, 2)
+            seen, said = (wide(t[row, :width].transpose(0, 1), weights) for t in (keys, values))
+            p = probabilities(q[:, feed.new], seen, feed.mask, weights.scale)
+            out[feed.new] = torch.bmm(p, said).transpose(0, 1)
         return out
 
     return run(weights, x, rotary(decoder, x, positions), attending, torch.from_numpy(rows))

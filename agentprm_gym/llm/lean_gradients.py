@@ -127,10 +127,10 @@ def _layer_back(
 
 
 def _flat(x: torch.Tensor, heads: int, dim: int) -> torch.Tensor:
-    """Gradients (1, heads of queries, n, head_dim) as (n, heads * head_dim), summed over queries that share a key."""
-    if x.shape[1] != heads:
-        x = x.unflatten(1, (heads, -1)).sum(2)
-    return x.transpose(1, 2).reshape(x.shape[2], heads * dim)
+    """Gradients (heads of queries, n, head_dim) as (n, heads * head_dim), summed over queries that share a key."""
+    if x.shape[0] != heads:
+        x = x.unflatten(0, (heads, -1)).sum(1)
+    return x.transpose(0, 1).reshape(x.shape[1], heads * dim)
 
 
 def hidden_states(decoder: Any, weights: Weights, trees: FlatTrees, rows: torch.Tensor | None = None) -> torch.Tensor:

@@ -306,7 +306,7 @@ class LanguageModel(AdapterSet):
         if not self.fast or self.device.type != "cpu" or self.base.config._attn_implementation != "sdpa":
             return False
         if self._takes_trees is None:
-            self._takes_trees = tree_attention.available() and self._same_on_trees()
+            self._takes_trees = self._same_on_trees()
             self._window = min((size for _, size in windows(self)), default=None)
         return self._takes_trees
 

@@ -2,9 +2,9 @@
 
 A batch of token trees as one dense matrix would let every token look at every column, most of which the mask hides: a row of
 a trunk of 300 tokens with 900 tokens in branches costs 1,200 x 1,200 scores, of which a fifth count. Here the trees lie one
-behind the other without padding. A trunk attends causally to itself. The branches are cut into pieces, and each piece
-attends to the trunk up to the place where its last branch hangs, and to itself. One softmax goes over both, so the numbers are
-those of the dense matrix up to rounding.
+behind the other without padding, and are cut into parts. A part of a trunk attends to the trunk up to its own end. A part of
+the branches attends to the trunk up to the place where its last branch hangs, and to itself. One softmax goes over both, so
+the numbers are those of the dense matrix up to rounding.
 
 The function is registered with transformers under :data:`NAME`. A decoder that takes its attention from the library's
 interface calls it (:meth:`agentprm_gym.llm.model.LanguageModel.tree_hidden` switches it on for one pass).
@@ -28,26 +28,33 @@ from agentprm_gym.llm.packing import TokenTree, tree_block
 
 #: The name under which transformers knows the function.
 NAME = "agentprm_tree"
-#: Pieces of branches end at the next place where they can, once they have this many tokens.
-_PIECE = 48
+#: Tokens of a part of a trunk. Parts of branches end at the next place where they can, once they have this many tokens.
+_BLOCK, _PIECE = 128, 48
+#: Bytes of probabilities that a layer keeps for its gradients. Beyond that they are computed again.
+_KEPT = 64_000_000
 #: Arguments of the library's attention functions that change the numbers in a way that is not known here.
 _UNKNOWN = ("softcap", "s_aux", "position_bias", "cache")
 
 
 class Part(NamedTuple):
-    """Queries that are computed in one call. Its keys are a trunk's first tokens, and some others.
+    """Queries that are computed in one call. Its keys are some of a trunk's tokens, and for branches their own.
 
     Attributes:
         queries: which queries, as a slice.
-        trunk: the trunk's tokens among the keys; empty where the queries are a trunk.
-        own: the other keys: the piece's own tokens.
-        mask: (n, keys) bool, true where a query may attend to a key; ``None`` where the queries are a trunk, which is causal.
+        trunk: the trunk's first tokens, as many as the last query sees.
+        own: the other keys: the branches' own tokens; empty for a part of a trunk.
+        mask: (n, m) bool, true where a query may attend to one of the last m keys. All queries see all keys before these.
     """
 
     queries: slice
     trunk: slice
     own: slice
-    mask: npt.NDArray[np.bool_] | None
+    mask: npt.NDArray[np.bool_]
+
+    @property
+    def n_keys(self) -> int:
+        """How many keys there are."""
+        return self.trunk.stop - self.trunk.start + self.own.stop - self.own.start
 
 
 @dataclass(slots=True)
@@ -67,18 +74,14 @@ class FlatTrees:
     starts: list[int]
     parts: list[Part]
     depth: int
-    _masks: dict[torch.dtype, list[torch.Tensor | None]] = field(default_factory=dict)
+    _masks: list[torch.Tensor] = field(default_factory=list)
 
-    def masks(self, dtype: torch.dtype) -> list[torch.Tensor | None]:
-        """The masks of the parts as numbers that are added to scores: 0, or minus infinity."""
-        if dtype not in self._masks:
-            self._masks[dtype] = [
-                None
-                if part.mask is None
-                else torch.zeros(part.mask.shape, dtype=dtype).masked_fill_(torch.from_numpy(~part.mask), -torch.inf)
-                for part in self.parts
-            ]
-        return self._masks[dtype]
+    @property
+    def masks(self) -> list[torch.Tensor]:
+        """The masks of the parts as float32 numbers that are added to scores: 0, or minus infinity."""
+        if not self._masks:
+            self._masks = [torch.from_numpy(np.where(part.mask, 0, -np.inf).astype(np.float32)) for part in self.parts]
+        return self._masks
 
     def only(self, wanted: npt.NDArray[np.int64]) -> FlatTrees:
         """The same trees, with some of the queries.
@@ -89,17 +92,9 @@ class FlatTrees:
         parts = []
         for part in self.parts:
             first, last = np.searchsorted(wanted, (part.queries.start, part.queries.stop))
-            here = wanted[first:last] - part.queries.start
-            if not len(here):
-                continue
-            trunk, own, mask = part.trunk, part.own, part.mask
-            if mask is None:
-                n_seen = int(here[-1]) + 1
-                trunk, own = slice(own.start, own.start + n_seen), slice(own.start, own.start)
-                mask = np.arange(n_seen) <= here[:, None]
-            else:
-                mask = mask[here]
-            parts.append(Part(slice(int(first), int(last)), trunk, own, mask))
+            if first < last:
+                mask = part.mask[wanted[first:last] - part.queries.start]
+                parts.append(Part(slice(int(first), int(last)), part.trunk, part.own, mask))
         return FlatTrees(self.ids, self.positions, self.starts, parts, self.depth)
 
 
@@ -118,7 +113,10 @@ def flatten(trees: Sequence[TokenTree], device: torch.device | str = "cpu") -> F
         n = len(tree.trunk)
         ids[start : start + n], ids[start + n : start + len(tree)] = tree.trunk, tree.tokens
         positions[start : start + n] = np.arange(n)
-        parts.append(Part(slice(start, start + n), slice(start, start), slice(start, start + n), None))
+        for first in range(0, n, _BLOCK):
+            here = slice(start + first, start + min(first + _BLOCK, n))
+            causal = np.tri(here.stop - here.start, dtype=np.bool_)
+            parts.append(Part(here, slice(start, here.stop), slice(start, start), causal))
         for first, last, n_seen, mask, depth in _pieces(tree.parents, n):
             here = slice(start + first, start + last)
             parts.append(Part(here, slice(start, start + n_seen), here, mask))
@@ -143,7 +141,7 @@ def _pieces(
 
     Yields:
         The piece's first node and one past its last, as such indices; how many tokens of the trunk it sees; who sees whom,
-        (n, n_seen + n); and the nodes' depths, (n,).
+        as in :class:`Part`; and the nodes' depths, (n,).
     """
     n = len(parents)
     # A cut is possible where no later node hangs below an earlier one.
@@ -167,7 +165,8 @@ def _pieces(
         seen, depth = tree_block(tuple(below))
         at = np.array(attached)
         n_seen = int(at.max()) + 1
-        yield base, last + n_trunk, n_seen, np.hstack([np.arange(n_seen) <= at[:, None], seen]), at + depth
+        some = np.arange(at.min() + 1, n_seen)  # all see what is before
+        yield base, last + n_trunk, n_seen, np.hstack([some <= at[:, None], seen]), at + depth
         first = last
 
 
@@ -190,11 +189,6 @@ def attending(config: Any, trees: FlatTrees) -> Iterator[None]:
     finally:
         config._attn_implementation = before
         _current.reset(token)
-
-
-def available() -> bool:
-    """Whether this version of torch has the kernels that are called here."""
-    return all(hasattr(torch.ops.aten, name) for name in (FORWARD, BACKWARD))
 
 
 def tree_attention(
@@ -238,91 +232,6 @@ def tree_attention(
 
 AttentionInterface.register(NAME, tree_attention)
 
-#: Names of torch's kernels for a CPU, in its list of operators.
-FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
-BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
-
-
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: FlatTrees, scale: float | None
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Attention over trees, by the kernels that torch's own attention uses on a CPU.
-
-    Args:
-        q: (1, heads, K, head_dim): the queries of ``trees``.
-        k: (1, heads, N, head_dim).
-        v: (1, heads, N, head_dim).
-        trees: who attends to whom.
-        scale: what scores are multiplied by; ``None``: one over the root of ``head_dim``.
-
-    Returns:
-        (1, K, heads, head_dim), and the logarithms of the softmaxes' divisors, by part.
-    """
-    flash = getattr(torch.ops.aten, FORWARD)
-    out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format)  # (1, K, heads, head_dim)
-    sums = []
-    for part, mask in zip(trees.parts, trees.masks(q.dtype), strict=True):
-        queries = q[:, :, part.queries]
-        o, lse = flash(queries, _keys(k, part), _keys(v, part), 0.0, mask is None, attn_mask=mask, scale=scale)
-        out[:, part.queries] = o.transpose(1, 2)
-        sums.append(lse)
-    return out, sums
-
-
-def attend_back(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    sums: Sequence[torch.Tensor],
-    trees: FlatTrees,
-    scale: float | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of queries, keys and values, in their shapes.
-
-    Args:
-        grad: (1, K, heads, head_dim) gradient of what :func:`attend` returned.
-        q: as for :func:`attend`.
-        k: as for :func:`attend`.
-        v: as for :func:`attend`.
-        out: what :func:`attend` returned.
-        sums: what it returned beside it.
-        trees: as for :func:`attend`.
-        scale: as for :func:`attend`.
-    """
-    flash = getattr(torch.ops.aten, BACKWARD)
-    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for part, mask, lse in zip(trees.parts, trees.masks(q.dtype), sums, strict=True):
-        to_q, to_k, to_v = flash(
-            grad[:, part.queries].transpose(1, 2),
-            q[:, :, part.queries],
-            _keys(k, part),
-            _keys(v, part),
-            out[:, part.queries].transpose(1, 2),
-            lse,
-            0.0,
-            mask is None,
-            attn_mask=mask,
-            scale=scale,
-        )
-        dq[:, :, part.queries] = to_q
-        n = part.trunk.stop - part.trunk.start
-        for total, new in ((dk, to_k), (dv, to_v)):
-            total[:, :, part.own] += new[:, :, n:]
-            if n:
-                total[:, :, part.trunk] += new[:, :, :n]
-    return dq, dk, dv
-
-
-def _keys(x: torch.Tensor, part: Part) -> torch.Tensor:
-    """Keys or values (1, heads, N, head_dim) that a part attends to."""
-    if part.trunk.start == part.trunk.stop:
-        return x[:, :, part.own]
-    if part.own.start == part.own.stop:
-        return x[:, :, part.trunk]
-    return torch.cat([x[:, :, part.trunk], x[:, :, part.own]], 2)
-
 
 class _Attention(torch.autograd.Function):
     """:func:`attend` with gradients."""
@@ -332,13 +241,106 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: FlatTrees, scale: float | None
     ) -> torch.Tensor:
         """Queries, keys and values (1, heads, N, head_dim) to (1, N, heads, head_dim)."""
-        out, sums = attend(q, k, v, trees, scale)
-        ctx.save_for_backward(q, k, v, out, *sums)
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        out, kept = attend(q[0], k[0], v[0], trees, scale, keep=any(ctx.needs_input_grad))
+        ctx.save_for_backward(q, k, v, out, *kept)
         ctx.trees, ctx.scale = trees, scale
-        return out
+        return out[None]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         """Gradients of queries, keys and values."""
-        q, k, v, out, *sums = ctx.saved_tensors
-        return *attend_back(grad, q, k, v, out, sums, ctx.trees, ctx.scale), None, None
+        q, k, v, out, *kept = ctx.saved_tensors
+        found = attend_back(grad[0], q[0], k[0], v[0], out, kept, ctx.trees, ctx.scale)
+        return *(t[None] for t in found), None, None
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: FlatTrees, scale: float, *, keep: bool = True
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Attention over trees.
+
+    Args:
+        q: (heads, K, head_dim): the queries of ``trees``.
+        k: (heads, N, head_dim).
+        v: (heads, N, head_dim).
+        trees: who attends to whom.
+        scale: what scores are multiplied by.
+        keep: whether :func:`attend_back` will be called.
+
+    Returns:
+        (K, heads, head_dim), and the probabilities of each part, (heads, n, keys) each; without ``keep``, or where they are
+        too many, none.
+    """
+    heads, n, dim = q.shape
+    out = torch.empty(n, heads, dim, dtype=q.dtype, device=q.device)
+    keep = keep and sum(part.mask.shape[0] * part.n_keys for part in trees.parts) * heads * q.element_size() <= _KEPT
+    kept = []
+    for part, mask in zip(trees.parts, trees.masks, strict=True):
+        p = probabilities(q[:, part.queries], _keys(k, part), mask, scale)
+        out[part.queries] = torch.bmm(p, _keys(v, part)).transpose(0, 1)
+        if keep:
+            kept.append(p)
+    return out, kept
+
+
+def probabilities(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
+    """Whom queries attend to, (heads, n, keys).
+
+    Args:
+        q: (heads, n, head_dim).
+        k: (heads, keys, head_dim).
+        mask: (n, m) float32 numbers that are added to the scores of the last m keys; ``None``: nothing is.
+        scale: what scores are multiplied by.
+    """
+    scores = torch.bmm(q * scale, k.transpose(1, 2))
+    if mask is not None:
+        scores[:, :, scores.shape[2] - mask.shape[1] :] += mask
+    # In half precision the softmax is taken in float32, as torch's own attention does.
+    return torch.softmax(scores, -1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None).to(q.dtype)
+
+
+def attend_back(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    kept: Sequence[torch.Tensor],
+    trees: FlatTrees,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of queries, keys and values, in their shapes.
+
+    Args:
+        grad: (K, heads, head_dim) gradient of what :func:`attend` returned.
+        q: as for :func:`attend`.
+        k: as for :func:`attend`.
+        v: as for :func:`attend`.
+        out: what :func:`attend` returned.
+        kept: what it returned beside it.
+        trees: as for :func:`attend`.
+        scale: as for :func:`attend`.
+    """
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    along = (grad * out).sum(-1).t()[:, :, None]  # (heads, K, 1)
+    grad = grad.transpose(0, 1)  # (heads, K, head_dim)
+    for i, (part, mask) in enumerate(zip(trees.parts, trees.masks, strict=True)):
+        here, keys, values = part.queries, _keys(k, part), _keys(v, part)
+        queries, g = q[:, here], grad[:, here]
+        p = kept[i] if kept else probabilities(queries, keys, mask, scale)
+        ds = torch.bmm(g, values.transpose(1, 2)).sub_(along[:, here]).mul_(p).mul_(scale)  # (heads, n, keys)
+        dq[:, here] = torch.bmm(ds, keys)
+        n = part.trunk.stop - part.trunk.start
+        for total, left, right in ((dv, p, g), (dk, ds, queries)):
+            left = left.transpose(1, 2)
+            total[:, part.trunk].baddbmm_(left[:, :n], right)
+            if part.own.start < part.own.stop:
+                total[:, part.own] = torch.bmm(left[:, n:], right)
+    return dq, dk, dv
+
+
+def _keys(x: torch.Tensor, part: Part) -> torch.Tensor:
+    """Keys or values (heads, N, head_dim) that a part attends to."""
+    trunk = x[:, part.trunk]
+    return trunk if part.own.start == part.own.stop else torch.cat([trunk, x[:, part.own]], 1)
