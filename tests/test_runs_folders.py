@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agentprm_gym.episodes import read_episodes
 from algorithms.common.shell.folders import locked
 from tests.cli_helpers import Cli
 from tests.test_runs_kills import State, watched
@@ -140,3 +142,65 @@ def test_the_policy_to_start_from_is_not_cleared(cli: Cli, learner: str) -> None
     args = grpo("runs/seed_1", "--seeds", 2, "--out", "runs", "--overwrite")
     said = cli(*args)
     assert said.status == 2 and "copy it somewhere else" in said.err and Path("runs/seed_1/model.zip").exists()
+
+
+# ---------------------------------------------------------------------- evaluations and exports
+def test_an_evaluation_goes_on_after_a_kill_in_the_middle_of_a_row(cli: Cli, learner: str, tmp_path: Path) -> None:
+    run = ("eval", learner, "--import", "tests.stopping", "--env", "Stopping-v0", "--n-envs", 2)
+    assert cli(*run, "--out", "whole").status == 0
+    (tmp_path / "stop").write_text("interrupt")
+    assert cli(*run, "--out", "part").status == 130
+    (tmp_path / "stop").unlink()
+    kept = tmp_path / "part" / "unfinished.jsonl.gz"
+    n = len(list(read_episodes(kept)))
+    kept.write_bytes(kept.read_bytes()[:-10])
+    said = cli("eval", "--resume", "part")
+    assert said.status == 0 and f"{n - 1} were played before" in said.out, said.err
+    one, other = (list(read_episodes(Path(name, "episodes.jsonl.gz"))) for name in ("part", "whole"))
+    assert [[t.command for t in e.turns] for e in one] == [[t.command for t in e.turns] for e in other]
+
+
+def test_a_killed_evaluation_is_resumed_or_begun_again_wherever_it_was(
+    cli: Cli, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No state that --overwrite passes through mixes two evaluations."""
+    run = ("eval", learner, "--env", "TextIdentity-v0", "--max-games", 2, "--n-envs", 2, "--out", tmp_path / "run")
+    assert cli(*run).status == 0
+    with monkeypatch.context() as patch, watched(tmp_path / "run", patch) as seen:
+        assert cli(*run, "--temperature", 0, "--overwrite").status == 0
+    for state in seen.states:
+        if "config.yaml" in state:
+            new = b"temperature: 0" in (state["config.yaml"] or b"")
+            about = json.loads(state["about.json"] or b"")
+            assert (about["temperature"] == 0) == new
+            if "result.json" in state:
+                assert (json.loads(state["result.json"] or b"")["temperature"] == 0) == new
+
+
+def test_an_export_is_there_as_a_whole_or_not_at_all(
+    cli: Cli, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = ("export", saved / "sft.zip", "--out", "adapter")
+    with monkeypatch.context() as patch:
+        patch.setattr("agentprm_gym.llm.peft_folder.save_file", full_disk)
+        assert cli(*export).status == 2 and not list(tmp_path.iterdir())
+    with watched(tmp_path, monkeypatch) as seen:
+        assert cli(*export).status == 0
+    names = {path for path in os.listdir("adapter")}
+    assert len(names) >= 2 and os.listdir() == ["adapter"]
+    for state in seen.states:
+        assert "adapter" not in state or all(f"adapter/{name}" in state for name in names)
+
+
+def full_disk(*args: object, **kwargs: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_greedy_evaluation_goes_on_as_a_greedy_one(cli: Cli, learner: str, tmp_path: Path) -> None:
+    run = ("eval", learner, "--import", "tests.stopping", "--env", "Stopping-v0", "--n-envs", 2, "--temperature", 0)
+    (tmp_path / "stop").write_text("interrupt")
+    assert cli(*run, "--out", "part").status == 130
+    (tmp_path / "stop").unlink()
+    said = cli("eval", "--resume", "part")
+    assert said.status == 0, said.err
+    assert json.loads(Path("part/result.json").read_text())["temperature"] == 0

@@ -314,8 +314,11 @@ def write_config(
     values = {**vars(args), **other}
     options = {name: without_grants(values.get(action.dest)) for name, action in options_of(verb).items()}
     left_out = (*GRANTS, *rules.not_saved, "config", "resume", "out", "overwrite")
+    # A 0 is an answer: --temperature 0 is another evaluation than the default.
     config = {
-        name: value for name, value in options.items() if name not in left_out and value not in (None, {}, [], False)
+        name: value
+        for name, value in options.items()
+        if name not in left_out and value is not False and value not in (None, {}, [])
     }
     config = {name: str(value) if isinstance(value, Path) else value for name, value in config.items()}
     output.write_text(folder / FILE, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

@@ -304,10 +304,11 @@ def _kept(args: argparse.Namespace, about: dict[str, Any]) -> list[Episode]:
 
     path, unfinished, whole = (args.out / name for name in (_ABOUT, folders.UNFINISHED, folders.EPISODES))
     if args.resume is None:
-        for old in (unfinished, whole, args.out / "result.json"):
+        # The configuration last: what is killed here cannot be resumed, and is begun again.
+        for old in (args.out / configuration.FILE, unfinished, whole, args.out / "result.json"):
             old.unlink(missing_ok=True)
-        configuration.write_config(args.parser, args.out, args, args.rules)
         output.write_json(path, about)
+        configuration.write_config(args.parser, args.out, args, args.rules)
         return []
     begun = json.loads(path.read_text(encoding="utf-8"))
     changed = [key for key, value in about.items() if begun.get(key) != value]
@@ -316,8 +317,22 @@ def _kept(args: argparse.Namespace, about: dict[str, Any]) -> list[Episode]:
             f"--resume: {args.out} was begun with another {' and '.join(changed)}: "
             f"{begun.get(changed[0])} then, {about[changed[0]]} now; choose another --out"
         )
-    file = whole if whole.exists() else unfinished
-    return list(read_episodes(file)) if file.exists() else []
+    if whole.exists():
+        return list(read_episodes(whole))
+    return _mended(unfinished) if unfinished.exists() else []
+
+
+def _mended(path: Path) -> list[Episode]:
+    """The episodes of a file to which one after the other was added; a kill in the middle of the last one costs that one."""
+    from agentprm_gym.episodes import read_episodes, write_episodes
+
+    episodes: list[Episode] = []
+    try:
+        for episode in read_episodes(path):
+            episodes.append(episode)
+    except ValueError:
+        write_episodes(path, episodes)  # so that the next one is not added behind half a row
+    return episodes
 
 
 def _about(args: argparse.Namespace, venv: VecEnv, model: str) -> dict[str, Any]:

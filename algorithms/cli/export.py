@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +57,32 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ValueError(f"--out {args.out} exists and is not an empty folder: choose a new one")
     check_folder(args.out)
     args.save = saved_model(args.save)
+    # Written aside: a folder that is there is a whole one.
+    aside = args.out.with_name(args.out.name + ".part")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        _write(args, chosen, aside)
+        aside.replace(args.out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    console.print(
+        f"{args.adapter} of {escape(args.save)} as {chosen} in [bold]{escape(str(args.out))}[/]", soft_wrap=True
+    )
+    return 0
+
+
+def _write(args: argparse.Namespace, chosen: str, folder: Path) -> None:
+    """Write one part of a save in one format."""
     from agentprm_gym.prm import load_prm
     from algorithms.common.shell.load import load_language_model
 
     if args.adapter == "prm":
         prm = load_prm(args.save, base=args.base)
         if chosen == "classifier":
-            prm.export(args.out)
+            prm.export(folder)
         else:
-            prm.export_adapter(args.out)
+            prm.export_adapter(folder)
     else:
         lm = load_language_model(args.save, args.base)
         write = lm.export_merged if chosen == "merged" else lm.export_adapter
-        write("policy", args.out)
-    console.print(
-        f"{args.adapter} of {escape(args.save)} as {chosen} in [bold]{escape(str(args.out))}[/]", soft_wrap=True
-    )
-    return 0
+        write("policy", folder)
