@@ -94,16 +94,13 @@ def watched(venv: Any) -> Iterator[None]:
     inner = getattr(venv, "unwrapped", venv)
     processes = tuple(getattr(inner, "processes", ()))
     name = next((name for name in _PIPES if hasattr(inner, name)), None)
-    pipes: Any = getattr(inner, name) if name is not None and processes else ()
+    pipes = getattr(inner, name) if name is not None and processes else ()
     if name is None or len(pipes) != len(processes) or any(not isinstance(pipe, Connection) for pipe in pipes):
         yield  # no workers, or they are watched already
         return
-    n, kind = len(pipes), type(pipes)  # a list in one library, a tuple in the other
-    setattr(
-        inner,
-        name,
-        kind(_Pipe(pipe, process, i, n) for i, (pipe, process) in enumerate(zip(pipes, processes, strict=True))),
-    )
+    n = len(pipes)
+    looked_after = [_Pipe(pipe, process, i, n) for i, (pipe, process) in enumerate(zip(pipes, processes, strict=True))]
+    setattr(inner, name, looked_after)
     try:
         for i, process in enumerate(processes):
             if not process.is_alive():

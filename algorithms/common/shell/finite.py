@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +34,7 @@ def check_learnt(algorithm: LLMAlgorithm, episode: Episode | None) -> None:
     if episode is None:
         return
     responder = algorithm.policy.responder
-    turns: Sequence[int] = range(len(episode.turns))
+    turns = list(range(len(episode.turns)))
     if responder.mode != "generate":  # a choice among the admissible commands has no probability of another one
         turns = [t for t in turns if episode.turns[t].command in episode.turns[t].admissible_commands]
     with torch.no_grad(), algorithm.lm.active(POLICY):
