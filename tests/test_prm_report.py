@@ -345,7 +345,9 @@ def test_the_planners_report_is_what_one_finds_state_by_state(played: tuple[Any,
         task = RolloutTask({"snapshot": rollout.snapshots[t]}, (0,), history=list(e.turns[:t]), max_turns=t + 1)
         (again,) = collect(greedy, make_alfworld(1), [task]) or []
         policy_top1.append(q[again.episode.turns[t].command] == max(values))
-    assert 20 <= len(states) == report.ranking.n_states and report.ranking.kendall_tau == pytest.approx(np.mean(taus), abs=1e-3)
+    assert 20 <= len(states) == report.ranking.n_states and report.ranking.kendall_tau == pytest.approx(
+        np.mean(taus), abs=1e-3
+    )
     assert report.ranking.top1 == pytest.approx(np.mean(top1))
     assert report.policy_top1 == pytest.approx(np.mean(policy_top1))
     assert 0 < report.choice.possible < 1 and report.choice.ratio <= 1

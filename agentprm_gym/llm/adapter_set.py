@@ -87,7 +87,7 @@ class AdapterSet:
         self._peft: PeftModel | None = None
         self._merged: str | None = None
         # What walks over the modules found. They take longer than a pass of a small model, and adapters change seldom.
-        self._layers: list[LoraLayer] | None = None
+        self._layers: list[Any] | None = None
         self._tensors: dict[str, dict[str, nn.Parameter]] = {}
         self._fingerprint: str | None = None
 
@@ -193,7 +193,7 @@ class AdapterSet:
             self._peft.requires_grad_(False)
             self._peft.eval()
 
-    def _lora_layers(self, peft: PeftModel) -> list[LoraLayer]:
+    def _lora_layers(self, peft: PeftModel) -> list[Any]:
         """The layers with adapters."""
         if self._layers is None:
             self._layers = [m for m in peft.modules() if isinstance(m, LoraLayer)]
