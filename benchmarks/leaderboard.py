@@ -1,9 +1,9 @@
 """The leaderboard of the benchmark: ``python -m benchmarks.leaderboard [--quick] [--out FILE]``.
 
-Measures rankers on the panel ``generated``, against ``fair`` and against ``oracle`` labels, and writes ``results/leaderboard.json``
-and the table ``results/bench.md``. The models are made where they are missing, each in a folder below ``--work``: process reward
-models of both forms and an InversePRM, by one iteration from the panel's own policy ``sft_v1`` on generated train games. Nothing is
-trained against the process reward models before they are measured.
+Measures rankers on the panel ``generated``, against ``fair`` and against ``oracle`` labels, and writes
+``results/leaderboard.json`` and the table ``results/bench.md``. The models are made where they are missing, each in a folder
+below ``--work``: process reward models of both forms and an InversePRM, by one iteration from the panel's own policy ``sft_v1``
+on generated train games. Nothing is trained against the process reward models before they are measured.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from algorithms.cli.output import provenance, write_json, write_text
 from benchmarks.bench_panel import POLICIES
 
 RESULTS = Path(__file__).parent / "results"
-SFT, BETTER = str(POLICIES / "sft_v1.zip"), str(POLICIES / "better_v1.zip")
+# Result files name what was run, so not by a path of this machine.
+SFT, BETTER = (os.path.relpath(POLICIES / f"{name}_v1.zip") for name in ("sft", "better"))
 #: The options of ``agentprm train`` that make each model.
 MODELS: Mapping[str, Sequence[str]] = {
     "scalar": ("--algo", "agentprm", "--set", "improve.n_updates=1"),
@@ -55,17 +57,17 @@ def rankers(work: Path) -> list[str]:
     saves = {name: work / name / "model.zip" for name in MODELS}
     return [
         "planner=oracle",
-        "fair player=labels:fair",
-        *(f"fair + noise {s}=noise:{s}@fair" for s in (0.02, 0.05, 0.1, 0.2)),
+        "fair_player=labels:fair",
+        *(f"noise_{s}=noise:{s}@fair" for s in (0.02, 0.05, 0.1, 0.2)),
         "uniform",
         "length",
         "shuffled",
         "base=policy:tiny",
-        f"SFT on 100=policy:{SFT}",
-        f"SFT on 1000=policy:{BETTER}",
-        f"implicit, 1000 to 100=implicit:{BETTER}@{SFT}",
-        *(f"AgentPRM, {form}=prm:{saves[form]}" for form in ("scalar", "log_prob")),
-        f"InversePRM=prm:{saves['inverse']}",
+        f"sft_100=policy:{SFT}",
+        f"sft_1000=policy:{BETTER}",
+        f"implicit_1000_to_100=implicit:{BETTER}@{SFT}",
+        *(f"agentprm_{form}=prm:{saves[form]}" for form in ("scalar", "log_prob")),
+        f"inverse_prm=prm:{saves['inverse']}",
     ]
 
 
@@ -104,7 +106,7 @@ def main() -> None:
         found[labels] = json.loads((out / "result.json").read_text(encoding="utf-8"))
     figures = {}
     for labels, result in found.items():
-        for row in result["rankers"]:
+        for row in result["rows"]:
             for column in COLUMNS:
                 value = row["metrics"][column]["value"]
                 if value is not None:
