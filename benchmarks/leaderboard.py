@@ -23,11 +23,16 @@ from benchmarks.bench_panel import POLICIES
 RESULTS = Path(__file__).parent / "results"
 # Result files name what was run, so not by a path of this machine.
 SFT, BETTER = (os.path.relpath(POLICIES / f"{name}_v1.zip") for name in ("sft", "better"))
+#: Four rollouts of six commands each at 600 states, and the loss over lists.
+BRANCHES = ("rollout.n_trunks=600", "rollout.n_branch_states=600", "rollout.n_branch_candidates=6",
+            "rollout.n_branch_rollouts=4", "prm.rank_loss=list")  # fmt: skip
 #: The options of ``agentprm train`` that make each model.
 MODELS: Mapping[str, Sequence[str]] = {
     "scalar": ("--algo", "agentprm", "--set", "improve.n_updates=1"),
     "log_prob": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=log_prob"),
-    "inverse": ("--algo", "inverse_prm", "--n-demos", "100"),
+    "scalar_branches": ("--algo", "agentprm", "--set", "improve.n_updates=1", *BRANCHES),
+    "log_prob_branches": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=log_prob", *BRANCHES),
+    "inverse": ("--algo", "inverseprm", "--n-demos", "100"),
 }
 COLUMNS = (
     "pair_accuracy",
@@ -66,7 +71,10 @@ def rankers(work: Path) -> list[str]:
         f"sft_100=policy:{SFT}",
         f"sft_1000=policy:{BETTER}",
         f"implicit_1000_to_100=implicit:{BETTER}@{SFT}",
-        *(f"agentprm_{form}=prm:{saves[form]}" for form in ("scalar", "log_prob")),
+        *(
+            f"agentprm_{form}=prm:{saves[form]}"
+            for form in ("scalar", "log_prob", "scalar_branches", "log_prob_branches")
+        ),
         f"inverse_prm=prm:{saves['inverse']}",
     ]
 
