@@ -223,7 +223,7 @@ def test_equal_rewards_have_no_gradient_on_average_over_whole_episodes(mode: str
 
 @pytest.mark.parametrize("baseline", ["turn", "batch"])
 def test_equal_rewards_change_nothing_with_a_baseline(baseline: str, gpt2: str) -> None:
-    """In every update, not on average: no advantage is larger than the rounding of a mean of equal numbers."""
+    """In every update, not on average: an advantage no larger than the rounding of a mean of equal numbers is none."""
     env = make_doors(16, n_turns=1 if baseline == "batch" else 3, prize=1.0)
     settings = {"baseline": baseline} if baseline != "turn" else {}  # the default
     kwargs = {"template": "compact", "temperature": 0.5}
@@ -232,6 +232,7 @@ def test_equal_rewards_change_nothing_with_a_baseline(baseline: str, gpt2: str) 
     before = {k: v.clone() for k, v in model.policy.state_dict().items()}
     for row in logged(model, 2 * 48):
         assert row.get("train/grad_norm", 0) < 1e-12
+        assert row["rollout/share_without_signal"] == 1
     for name, tensor in model.policy.state_dict().items():
         torch.testing.assert_close(tensor, before[name], atol=1e-8, rtol=0)
 

@@ -18,6 +18,9 @@ from algorithms.common.acting.policy import POLICY
 from algorithms.common.learning.clipped import REFERENCE, ClippedLoss, Sample, clipped_updates
 from algorithms.common.learning.grouped import GroupedLLMAlgorithm, Played
 
+#: The mean of equal returns may differ from them by a rounding step. Such an advantage says nothing, and moves no optimizer.
+ROUNDING = 1e-9
+
 
 class OnPolicyLLMAlgorithm(GroupedLLMAlgorithm):
     """Base of the algorithms that learn from their own fresh rollouts by policy gradients.
@@ -140,7 +143,7 @@ class OnPolicyLLMAlgorithm(GroupedLLMAlgorithm):
         samples = [Sample(p.rollout, p.group) for p in played]
         self.advantages(samples)
         # Where nothing was better than anything else, only the entropy and the reference have something to teach.
-        useful = [s for s in samples if np.any(s.advantages != 0) or len(s.returns)]
+        useful = [s for s in samples if np.any(np.abs(s.advantages) > ROUNDING) or len(s.returns)]
         self.logger.record("rollout/share_without_signal", 1 - len(useful) / len(samples))
         if self.clipped.needs_no_advantage:
             useful = samples
