@@ -120,7 +120,7 @@ def test_the_command_line_says_it_with_status_1(cli: Cli, learner: str) -> None:
         "--n-envs",
         4,
     )
-    said = cli(*args, "--set", "learning_rate=1e6", "n_games=2", "group_size=4", "--out", "run")
+    said = cli(*args, "--set", "learning_rate=1e30", "n_games=2", "group_size=4", "--out", "run")
     assert said.status == 1 and "GRPO diverged in iteration" in said.err and "Traceback" not in said.err
     assert not Path("run/model.zip").exists() and not Path("run/interrupted.zip").exists()
 
