@@ -88,8 +88,8 @@ def saved(learner: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-#: Tests that fail since the faster passes and the new base were merged. They are to be mended next, and this list to be emptied.
-#: They run, and their failure is reported as expected. Issues 15 and 13 name them.
+#: Tests that fail since the faster passes and the new base were merged. They run, and their failure is reported as expected.
+#: They are to be mended next, and this list to be emptied.
 KNOWN_TO_FAIL = (
     "test_models.py::TestOutOfMemory::test_rows_are_taken_fewer_at_a_time_and_say_the_same",
     "test_tree_attention.py::test_every_way_to_act_gives_the_same_numbers_and_gradients[score]",
