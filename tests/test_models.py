@@ -430,14 +430,21 @@ class TestSightedModels:
 def limit_memory(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Stand in for a device that has memory for so many rows at once."""
     decoder = lm.base.get_decoder()
-    forward = decoder.forward
+    forward, extended = decoder.forward, lm.extended
 
     def limited(*args: Any, **kwargs: Any) -> Any:
         if len(kwargs["input_ids"]) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(*args, **kwargs)
 
+    def limited_lean(weights: Any, ids: Any, positions: Any, rows: Any, *args: Any) -> Any:
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return extended(weights, ids, positions, rows, *args)
+
+    # A small model's passes go by the library's code or around it.
     monkeypatch.setattr(decoder, "forward", limited)
+    monkeypatch.setattr(lm, "extended", limited_lean)
 
 
 def play(lm: LanguageModel, mode: str, episodes: Sequence[Episode]) -> tuple[list[list[str]], list[float], Any]:

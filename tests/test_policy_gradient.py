@@ -295,9 +295,9 @@ def test_learns_to_echo(cls: Any) -> None:
     model = cls("tiny", env, seed=0, learning_rate=2e-3, **settings)
     model.learn(200)
     before = float(np.mean([e["r"] for e in model.ep_info_buffer]))
-    model.learn(1000, reset_num_timesteps=False)
+    model.learn(2000, reset_num_timesteps=False)
     after = float(np.mean([e["r"] for e in model.ep_info_buffer]))
-    # Other processors round otherwise, so other runs: seeds 0 to 2 gained 0.3 to 0.5 here.
+    # Other processors round otherwise, so other runs: seeds 0 to 2 of GRPO gained 0.44 to 0.56 here.
     assert after > before + 0.15, (before, after)
 
 

@@ -18,6 +18,7 @@ from agentprm_gym.rewards import (
     ScoredTurn,
     episode_score,
     make_reward,
+    name_of,
     needs_of,
     rank_episodes,
     reward_names,
@@ -405,7 +406,7 @@ def test_every_kind_can_be_clipped():
     for name in reward_names():
         free, bound = make_reward(name), make_reward(name, clip=[-0.01, 0.01])
         assert isinstance(bound, AdjustedReward)
-        assert (bound.name, bound.privileged, needs_of(bound)) == (free.name, free.privileged, needs_of(free))
+        assert (bound.name, bound.privileged, needs_of(bound)) == (name_of(free), bool(needs_of(free)), needs_of(free))
         expected = np.clip(free.score(household_turns), -0.01, 0.01)
         assert bound.score(household_turns).tolist() == expected.tolist()
 

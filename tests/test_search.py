@@ -118,7 +118,7 @@ def test_the_policy_weight_pulls_the_choice_towards_what_the_policy_finds_likely
 
 
 def test_long_transcripts_are_shortened_as_where_the_model_is_fitted(prm: ProcessRewardModel, tmp_path: Path) -> None:
-    folder = save_random_model(tmp_path, template="full", max_context=1200)
+    folder = save_random_model(tmp_path, template="full", max_context=500)
     judge = ProcessRewardModel(LanguageModel.load(folder), form=prm.form)
     randomise(judge.lm, "prm", scale=0.1)
     with torch.no_grad():

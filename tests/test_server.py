@@ -444,7 +444,7 @@ def test_one_that_fails_ends_the_batch() -> None:
         start = time.monotonic()
         with pytest.raises(ServerError, match="bad"):
             c.complete([HELLO] * 5, [0] * 5)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20  # the server had asked for 30
         assert len(fake.asked) <= 3  # the others were not sent any more
         c.close()
         for thread in set(threading.enumerate()) - before:

@@ -38,6 +38,11 @@ __all__ = [
 ]
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Numbers of half precision in float32, others as they are."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 class LanguageModel(AdapterSet):
     """A causal language model with its tokenizer, prompt format and adapters.
 
@@ -310,8 +315,18 @@ class LanguageModel(AdapterSet):
             self._window = min((size for _, size in windows(self)), default=None)
         return self._takes_trees
 
-    @torch.no_grad()
     def _same_on_trees(self) -> bool:
+        # Dropout would make two equal ways differ, and take random numbers that a resumed run does not take.
+        training = [module for module in self.base.modules() if module.training]
+        self.base.eval()
+        try:
+            with torch.no_grad():
+                return self._compares_equal_on_trees()
+        finally:
+            for module in training:
+                module.training = True
+
+    def _compares_equal_on_trees(self) -> bool:
         size = int(self.base.config.get_text_config().vocab_size)
         a, b, c, d, e, f = (i % size for i in range(5, 11))
         trees = [TokenTree([a, b, c], [d, e, f, a], [1, 3, 0, 2]), TokenTree([f, b], [a, c], [1, 1])]
@@ -330,8 +345,8 @@ class LanguageModel(AdapterSet):
         return torch.where(mask, 0.0, torch.finfo(self.base.dtype).min).to(self.base.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Vocabulary logits in float32 for hidden states (..., hidden_size) -> (..., vocabulary)."""
-        return self._scaled(self.base.get_output_embeddings()(hidden).float())
+        """Vocabulary logits for hidden states (..., hidden_size) -> (..., vocabulary), in float32 or in the model's float64."""
+        return self._scaled(at_least_float32(self.base.get_output_embeddings()(hidden)))
 
     def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
         """Logits after what some architectures do to them behind the output layer."""
@@ -345,16 +360,16 @@ class LanguageModel(AdapterSet):
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     def token_logits(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits in float32 of one token a row: (N, hidden_size), (N,) -> (N,).
+        """Logits, as of :meth:`logits`, of one token a row: (N, hidden_size), (N,) -> (N,).
 
         With a plain output layer only these rows of it are multiplied: the vocabulary may hold 150,000.
         """
         head = self.base.get_output_embeddings()
         if type(head) is not torch.nn.Linear:
             return self.logits(hidden).gather(-1, tokens[:, None]).squeeze(-1)
-        logits = torch.einsum("nh,nh->n", hidden.to(head.weight.dtype), head.weight[tokens]).float()
+        logits = at_least_float32(torch.einsum("nh,nh->n", hidden.to(head.weight.dtype), head.weight[tokens]))
         if head.bias is not None:
-            logits = logits + head.bias[tokens].float()
+            logits = logits + head.bias[tokens].to(logits.dtype)
         return self._scaled(logits)
 
     def token_log_probs(self, hidden: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

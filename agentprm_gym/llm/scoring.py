@@ -46,7 +46,8 @@ def choice_log_probs(
         tries: tries of one kind.
 
     Returns:
-        (C,) float32 log-probabilities in the order of the tries' ``child_*`` lists, and where each trie's begin.
+        (C,) log-probabilities, float32 or the model's float64, in the order of the tries' ``child_*`` lists, and where each
+        trie's begin.
     """
     offsets, parts = [0], []
     n_groups = 0
@@ -87,7 +88,7 @@ def _sum_paths(log_probs: torch.Tensor, offsets: Sequence[int], tries: Sequence[
     sizes = [len(trie.command_choices) for trie in tries]
     firsts = np.cumsum([0, *sizes])
     device = log_probs.device
-    total = torch.zeros(int(firsts[-1]), dtype=torch.float32, device=device)
+    total = torch.zeros(int(firsts[-1]), dtype=log_probs.dtype, device=device)
     if len(log_probs):
         pairs = [
             trie.pairs + np.array([[offset], [n]]) for trie, offset, n in zip(tries, offsets, firsts[:-1], strict=True)

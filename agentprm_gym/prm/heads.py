@@ -138,7 +138,7 @@ class LogProbHead(nn.Linear):
         device = hidden.device
         log_probs = branch_log_probs(lm, hidden, torch.tensor([rows, tokens, groups], device=device), n_groups)  # (C,)
         picked = log_probs[torch.tensor(chosen, device=device)]
-        return floor.index_add(0, torch.tensor(owners, device=device), picked)
+        return floor.to(picked.dtype).index_add(0, torch.tensor(owners, device=device), picked)
 
 
 def _by_tree(rows: Sequence[tuple[int, Iterable[int]]], n_trees: int) -> list[set[int]]:
