@@ -75,18 +75,30 @@ class Counter:
 
         lm.tree_hidden = counted  # type: ignore[method-assign]
 
+    def of(self, work: Callable[[], None], repetition: int) -> int:
+        """Do some work, and return the tokens that it took."""
+        before = self.tokens
+        work()
+        return self.tokens - before
 
-def paired(lm: LanguageModel, counter: Counter, work: Callable[[], None], repetitions: int) -> dict[str, float]:
-    """Tokens a second of some work before and after, and the median of their ratios."""
+
+def paired(lm: LanguageModel, work: Callable[[int], int], repetitions: int) -> dict[str, float]:
+    """Rates of some work before and after, in turns, and the median of their ratios.
+
+    Args:
+        lm: the model, whose fast ways are switched.
+        work: is given the number of the repetition; returns how many tokens or steps it did.
+        repetitions: how often each is timed; one more before them fills caches.
+    """
     rates: dict[bool, list[float]] = {True: [], False: []}
     for repetition in range(repetitions + 1):
         for fast in (True, False):
-            lm.fast, counter.tokens = fast, 0
+            lm.fast = fast
             start = time.process_time()
-            work()
+            done = work(repetition)
             seconds = time.process_time() - start
-            if repetition:  # the first one fills caches
-                rates[fast].append(counter.tokens / seconds)
+            if repetition:
+                rates[fast].append(done / seconds)
     lm.fast = True
     ratios = [a / b for a, b in zip(rates[True], rates[False], strict=True)]
     return {
@@ -176,24 +188,12 @@ def works(model: SFT, prm: ProcessRewardModel, venv: VecEnv, n: int, seed: int) 
 
 def measure_rollouts(policy: LLMPolicy, venv: VecEnv, n: int, repetitions: int) -> dict[str, float]:
     """Environment steps a second of one process before and after."""
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    for repetition in range(repetitions + 1):
-        for fast in (True, False):
-            policy.lm.fast = fast
-            start = time.process_time()
-            played = play(policy, venv, [RolloutTask({"game": g}, (repetition, g)) for g in range(n)])
-            seconds = time.process_time() - start
-            if repetition:
-                rates[fast].append(sum(len(r.episode.turns) for r in played) / seconds)
-    policy.lm.fast = True
-    ratios = [a / b for a, b in zip(rates[True], rates[False], strict=True)]
-    return {
-        "ratio": statistics.median(ratios),
-        "low": min(ratios),
-        "high": max(ratios),
-        "after": statistics.median(rates[True]),
-        "before": statistics.median(rates[False]),
-    }
+
+    def work(repetition: int) -> int:
+        played = play(policy, venv, [RolloutTask({"game": g}, (repetition, g)) for g in range(n)])
+        return sum(len(r.episode.turns) for r in played)
+
+    return paired(policy.lm, work, repetitions)
 
 
 def measure_workers(policy: LLMPolicy, venv: VecEnv, n: int, repetitions: int) -> dict[str, float]:
@@ -254,7 +254,7 @@ def main() -> None:
         found: dict[str, dict[str, float]] = {}
         for name, work in kinds.items():
             status.update(f"{name}, before and after")
-            found[name] = paired(model.lm, counter, work, repetitions)
+            found[name] = paired(model.lm, partial(counter.of, work), repetitions)
         status.update("rollouts, before and after")
         found["rollout"] = measure_rollouts(model.policy, venv, n, repetitions)
         if not args.skip_workers:

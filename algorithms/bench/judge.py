@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -69,38 +70,26 @@ class JudgeRanker(BatchedRanker):
         base_url: str,
         model: str,
         *,
-        api_key_env: str = "OPENAI_API_KEY",
-        timeout: float = 60.0,
-        max_retries: int = 3,
-        concurrency: int = 8,
         max_tokens: int = 1024,
         n_history: int = 10,
+        **server: Any,
     ) -> JudgeRanker:
         """Make a judge of a model behind an OpenAI-compatible chat API; nothing is sent yet.
 
         Args:
             base_url: the address without ``/chat/completions``, for example ``http://127.0.0.1:8000/v1``.
             model: the model's name there.
-            api_key_env: environment variable that holds the key; where it is not set, no key is sent.
-            timeout: seconds to wait for an answer, above 0.
-            max_retries: how many attempts follow the first one, where that may help; 0 or more.
-            concurrency: how many questions are under way at once, 1 or more.
             max_tokens: longest answer in tokens, 1 or more; models that think first need more.
             n_history: how many of the latest turns the judge is told, 0 or more.
+            **server: ``api_key_env``, ``timeout``, ``max_retries`` and ``concurrency``, as for
+                :meth:`agentprm_gym.rewards.JudgeReward.of_server`.
 
         Raises:
+            TypeError: there is no such option.
             ValueError: the address is not one or holds a secret, the model's name is missing, or a number is out of range.
         """
-        server = JudgeReward.of_server(
-            base_url,
-            model=model,
-            api_key_env=api_key_env,
-            timeout=timeout,
-            max_retries=max_retries,
-            concurrency=concurrency,
-            max_tokens=max_tokens,
-        )
-        return cls(server.ask, f"judge:{model}@{base_url}", n_history=n_history)
+        judge = JudgeReward.of_server(base_url, model=model, max_tokens=max_tokens, **server)
+        return cls(judge.ask, f"judge:{model}@{base_url}", n_history=n_history)
 
     def question(self, task: str, history: Sequence[Turn]) -> str:
         """Return what the judge is asked about a state.
