@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--part", required=True, choices=list(SOURCES))
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--states", type=int, default=N_STATES, help="states from each player")
-    parser.add_argument("--rollouts", type=int, default=8, help="branches of the policy for each command")
+    parser.add_argument("--rollouts", type=int, default=4, help="branches of the policy for each command")
     parser.add_argument("--stop-before-branches", action="store_true", help="write the panel without on-policy labels")
     parser.add_argument("--from-plays", action="store_true", help="take the states of the shipped panel")
     parser.add_argument("--work", type=Path, default=None, help="where work is kept (default: runs/bench_panel_<part>)")
@@ -309,7 +309,7 @@ def main() -> None:
         shipped = panels.read_panel(args.part).states
         states = label_all(args.part, [replace(s, labels={}) for s in shipped], work, args.jobs)
         states = [
-            replace(s, labels={**s.labels, "on_policy": old.labels["on_policy"]})
+            replace(s, labels={**s.labels, **{k: v for k, v in old.labels.items() if k == "on_policy"}})
             for s, old in zip(states, shipped, strict=True)
         ]
     else:

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from agentprm_gym.bench import PanelMetrics, read_panel, score_panel
-from agentprm_gym.bench.labels import fair_labels, oracle_labels, steps_to_go
+from agentprm_gym.bench.labels import fair_labels, on_policy_labels, oracle_labels, steps_to_go
 from agentprm_gym.bench.panel import Panel
 from agentprm_gym.bench.ranker import LabelRanker, UniformRanker
 from agentprm_gym.bench.states import PLAYERS
 from agentprm_gym.games import find_games
 from agentprm_gym.games.names import TASK_TYPES
-from benchmarks.bench_panel import WALK, _rounded
+from algorithms import SFT
+from algorithms.bench.on_policy import PolicyPlaysOn
+from benchmarks.bench_panel import MAX_STEPS, POLICIES, SEED, WALK, _rounded
 
 #: States whose labels are made again here; all of them with ``benchmarks.bench_panel --from-plays``.
 N_AGAIN = 12
@@ -32,7 +34,8 @@ def test_what_it_holds(panel: Panel) -> None:
     assert {s.split for s in panel.states} == {"valid_seen", "valid_unseen"}
     assert sum(any(s.dead_end) and not all(s.dead_end) for s in panel.states) >= 100
     assert min(sum(s.turn < 8 for s in panel.states), sum(s.turn >= 8 for s in panel.states)) >= 400
-    assert panel.labels == ("oracle", "fair")
+    assert panel.labels == ("oracle", "fair", "on_policy")
+    assert {s.labels["on_policy"].n for s in panel.states} == {4}
 
 
 def test_known_rankers_score_as_they_must(panel: Panel) -> None:
@@ -59,3 +62,19 @@ def test_labels_are_made_again_to_the_last_digit(name: str) -> None:
         assert steps_to_go(game, bare) == state.steps_to_go
         assert _rounded(oracle_labels(game, bare)) == state.labels["oracle"]
         assert _rounded(fair_labels(game, bare)) == state.labels["fair"]
+
+
+def test_labels_of_the_policy_are_made_again() -> None:
+    """The policy draws with the same random numbers; where a probability rounds otherwise, it may draw another command."""
+    play_on = PolicyPlaysOn(SFT.load(POLICIES / "sft_v1.zip", env=None).policy, "generated", max_steps=MAX_STEPS)
+    states = [s for s in read_panel("generated").states if s.split == "valid_seen" and len(s.commands) < 16]
+    states = [states[int(i)] for i in np.random.default_rng(0).permutation(len(states))[:3]]
+    games = {g.game_id: g for g in find_games("valid_seen", "generated")}
+    found = on_policy_labels([(games[s.game_id], s) for s in states], play_on, 4, SEED)
+    pairs = [
+        (a, b)
+        for state, labels in zip(states, found, strict=True)
+        for a, b in zip(_rounded(labels).values, state.labels["on_policy"].values, strict=True)
+    ]
+    assert np.mean([a == b for a, b in pairs]) >= 0.9
+    assert any(b > 0 for _, b in pairs)
