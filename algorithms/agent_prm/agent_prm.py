@@ -29,6 +29,7 @@ from agentprm_gym.checks import check_float, check_int
 from agentprm_gym.episodes import Episode
 from algorithms.agent_prm.fit import FitStage
 from algorithms.agent_prm.improve import AgentImproveStage
+from algorithms.agent_prm.labels import Labels
 from algorithms.agent_prm.options import PAPER
 from algorithms.agent_prm.report import report_fit
 from algorithms.agent_prm.rollout import Experience, RolloutStage
@@ -112,6 +113,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self.n_validation_games = check_int("n_validation_games", n_validation_games, 0)
         self.stages = Stages(self, Experience.write, Experience.read, keeps_past=self.fit.aggregate)
         self._past: dict[int, Experience] = {}
+        self.labels = Labels(self)
         super().__init__(
             policy,
             env,
@@ -181,6 +183,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         if self.fit.aggregate:
             self._past[self.iteration] = experience
             experience = Experience.joined(list(self._past.values()))
+        self.labels.prepare(experience)
         table = self.fit.targets(experience, self.gamma)
         labelled = label_episodes(experience.episodes, table)
         order = self.streams.rng("held-out games").permutation(len(experience.games))
@@ -201,6 +204,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
 
     def _improve(self, experience: Experience) -> None:
         """Move the policy at logged states, and imitate what was won."""
+        self.labels.prepare(experience)
         states, evidence = self.improve.states(experience, lambda: self.fit.targets(experience, self.gamma))
         self.improve_policy(states, self.improve.won(experience), evidence)
 
@@ -219,7 +223,11 @@ class AgentPRM(PRMAlgorithm[Experience]):
         self._improve(experience)
         self._validate(held_out)
 
+    def _running_state(self) -> dict[str, Any]:
+        return {**super()._running_state(), **self.labels.state()}
+
     def _restore_running_state(self, state: Mapping[str, Any]) -> None:
         """Take over what past iterations played, where the PRM is fitted to that, too."""
         super()._restore_running_state(state)
         self._past = dict(self.stages.past()) if self.fit.aggregate else {}
+        self.labels.restore(state)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from algorithms.agent_prm.target_siblings import entropy_of
 from algorithms.common.acting.rollouts import Rollout, RolloutTask
 
 #: Only states of the first so many turns are branched: later ones leave no time to recover before the step limit.
@@ -24,6 +25,7 @@ def branch_tasks(
     max_turns: int | None,
     seed: Sequence[int],
     rng: np.random.Generator,
+    prefer: str = "uniform",
 ) -> list[RolloutTask]:
     """Choose states and make a task of each command to try there.
 
@@ -35,6 +37,7 @@ def branch_tasks(
         max_turns: step limit of an episode, its history included; ``None`` leaves it to the environment.
         seed: first entropy of the tasks' random streams.
         rng: chooses the states.
+        prefer: one of :data:`~algorithms.agent_prm.options.BRANCH_STATES`: which turns of an episode.
     """
     # The same number from every episode: drawn from all turns alike, most would come from long failures, where the
     # policy runs in circles and no command makes a difference.
@@ -43,7 +46,12 @@ def branch_tasks(
     for r, rollout in enumerate(rollouts):
         turns = rollout.episode.turns[:HORIZON]
         open_turns = [t for t, turn in enumerate(turns) if turn.candidates and len(turn.candidates) > 1]
-        states += [(r, open_turns[int(i)]) for i in rng.permutation(len(open_turns))[:per_episode]]
+        if prefer == "entropy" and open_turns:
+            unsure = np.array([entropy_of(turns[t]) for t in open_turns]) + 1e-9
+            order = rng.choice(len(open_turns), len(open_turns), replace=False, p=unsure / unsure.sum())
+        else:
+            order = rng.permutation(len(open_turns))
+        states += [(r, open_turns[int(i)]) for i in order[:per_episode]]
     tasks: list[RolloutTask] = []
     for i in rng.permutation(len(states))[:n_states]:
         r, t = states[int(i)]

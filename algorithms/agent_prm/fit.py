@@ -15,9 +15,11 @@ import torch
 from torch.nn import functional
 
 from agentprm_gym.prm.model import ProcessRewardModel
+from algorithms.agent_prm.labels import make_targets
 from algorithms.agent_prm.options import FitOptions
 from algorithms.agent_prm.relative import list_loss, pairs_loss
 from algorithms.agent_prm.rollout import Experience
+from algorithms.agent_prm.target_td import progress_of
 from algorithms.agent_prm.targets import LabelledEpisode, QTable
 from algorithms.common.learning.batches import minibatches, pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
@@ -29,7 +31,7 @@ class FitStage(FitOptions):
 
     def targets(self, experience: Experience, gamma: float) -> QTable:
         """Q-hat of what a policy played; a subclass may return other targets."""
-        return experience.add_visits(QTable(gamma, self.discount, self.reward_range))
+        return make_targets(self, experience, gamma)
 
     def __call__(
         self,
@@ -69,6 +71,8 @@ class FitStage(FitOptions):
                     logits, targets, weights = forward(prm, part, self.count_weight)
                     tau = self.rank_scale if self.rank_loss == "list" else None
                     loss, _, _ = prm_loss(logits, targets, weights, self.rank_coef, tau)
+                    if self.progress_coef > 0:
+                        loss = loss + self.progress_coef * progress_of(part, logits, targets)
                     (loss / weight).backward()
                     batch_loss += loss.item() / weight
                 updater.step(batch, batch_loss)

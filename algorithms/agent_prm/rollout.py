@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from agentprm_gym.episodes import Episode
-from algorithms.agent_prm.branching import branch_tasks
 from algorithms.agent_prm.options import RolloutOptions
+from algorithms.agent_prm.peeks import play_from_states
 from algorithms.agent_prm.targets import QTable
 from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.prm.play import Play, Streams
 from algorithms.common.shell.checkpoints import read_rollouts, write_rollouts
+
+if TYPE_CHECKING:
+    from algorithms.agent_prm.labels import Notes
 
 
 @dataclass(slots=True)
@@ -32,14 +35,18 @@ class Experience:
         others: more whole episodes of the same games; they count as visits.
         branches: continuations from states of the trunks; they count as visits, their history does not.
         searched: episodes in which the fitted PRM chose among the policy's draws: another policy's, so no visits of this one's.
+        peeks: single steps from states of the trunks, for targets that need no more, see :mod:`algorithms.agent_prm.peeks`.
+        notes: values of states, where targets need them; written by :class:`algorithms.agent_prm.labels.Labels`.
     """
 
-    PARTS: ClassVar[tuple[str, ...]] = ("trunks", "others", "branches", "searched")
+    PARTS: ClassVar[tuple[str, ...]] = ("trunks", "others", "branches", "searched", "peeks")
 
     trunks: list[Rollout]
     others: list[Rollout] = field(default_factory=list)
     branches: list[Rollout] = field(default_factory=list)
     searched: list[Rollout] = field(default_factory=list)
+    peeks: list[Rollout] = field(default_factory=list)
+    notes: Notes | None = field(default=None, init=False)  # not of a copy with other parts
 
     @property
     def episodes(self) -> list[Episode]:
@@ -94,18 +101,5 @@ class RolloutStage(RolloutOptions):
         first, rest = [tasks[i] for i in order[:n_trunks]], [tasks[i] for i in order[n_trunks:]]
         trunks = play(first, "roll out", snapshots=True, n_candidates=self.n_branch_candidates)
         others = play(rest, "roll out more") if rest else []
-        branches: list[Rollout] = []
-        if self.n_branch_states and any(r.snapshots for r in trunks):  # not every environment has snapshots
-            seed, rng, n = streams.seed("branch episodes"), streams.rng("branch"), self.n_branch_candidates
-            branching = branch_tasks(
-                trunks,
-                n_states=self.n_branch_states,
-                n_candidates=n,
-                n_rollouts=self.n_branch_rollouts,
-                max_turns=max_turns,
-                seed=seed,
-                rng=rng,
-            )
-            # A branch begins where a state was chosen, so its success says nothing about the policy's success rate.
-            branches = play(branching, "branch", record=False) if branching else []
-        return Experience(trunks, others, branches)
+        branches, peeks = play_from_states(self, play, trunks, streams, max_turns)
+        return Experience(trunks, others, branches, peeks=peeks)

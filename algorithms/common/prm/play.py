@@ -36,6 +36,9 @@ _STREAMS = {
     "samples": 12,
     "search": 13,
     "search episodes": 14,
+    "values": 31,
+    "peek": 32,
+    "peek episodes": 33,
 }
 
 
@@ -92,6 +95,7 @@ class Play:
         n_candidates: int = 1,
         record: bool = True,
         best_of: int = 1,
+        actor: Any = None,
     ) -> list[Rollout]:
         """Play every task once.
 
@@ -102,6 +106,7 @@ class Play:
             n_candidates: how many commands to write down as weighed at each turn.
             record: whether these are episodes of the policy from the start of a game, which ``rollout/*`` describes.
             best_of: commands drawn a turn; the PRM chooses where there are several.
+            actor: who answers in the policy's place; ``None``: the policy.
 
         Raises:
             StopLearning: a callback ended learning.
@@ -112,12 +117,15 @@ class Play:
         def on_step(names: dict[str, Any]) -> bool:
             return algorithm.count_step(self.callback, names)
 
-        if best_of == 1:
-            actor: Any = algorithm.policy.actor(n_envs, temperature=self.temperature, n_candidates=n_candidates)
+        own = actor is None
+        if not own:
+            pass
+        elif best_of == 1:
+            actor = algorithm.policy.actor(n_envs, temperature=self.temperature, n_candidates=n_candidates)
         else:
             actor = algorithm.best_of_n(n_envs, best_of, temperature=self.temperature)
         # Where two adapters take turns, neither can be folded in.
-        with algorithm.lm.merged(POLICY) if best_of == 1 else nullcontext():
+        with algorithm.lm.merged(POLICY) if own and best_of == 1 else nullcontext():
             rollouts = collect(
                 actor,
                 algorithm.venv,
@@ -129,7 +137,7 @@ class Play:
             )
         if rollouts is None:
             raise StopLearning
-        if best_of == 1:
+        if own and best_of == 1:
             algorithm.record_acting(actor)
         if record:
             algorithm.record_episodes([rollout.episode for rollout in rollouts])
