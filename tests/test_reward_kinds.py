@@ -500,7 +500,7 @@ def test_a_third_partys_reward_sums_clips_and_runs():
 
 def test_scores_of_episodes_by_hand():
     got = {how: episode_score([0.5, 0.25, 0.75], how) for how in EPISODE_SCORES}
-    assert got == {"last": 0.75, "mean": 0.5, "min": 0.25, "product": 0.09375, "sum": 1.5}
+    assert got == {"last": 0.75, "mean": 0.5, "min": 0.25, "product": 0.09375, "sum": 1.5, "max": 0.75}
 
 
 @pytest.mark.parametrize(

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agentprm_gym.checks import check_choice
+from agentprm_gym.checks import check_choice, check_int
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.prm.load import open_save
 from agentprm_gym.prm.model import ProcessRewardModel
 from agentprm_gym.prm.running import RunningScores, shared_scores
 from agentprm_gym.rewards.base import ScoredTurn, check_coef, check_gamma
+from agentprm_gym.rewards.provers import best_of_k
 
 FORMS = ("potential", "value", "difference", "advantage")
 
@@ -90,6 +91,9 @@ class PRMReward(LearnedReward):
     their mean. It is weighted by the policy's probabilities where all candidates have a ``log_prob``, and equal responses then
     count once; else all candidates count alike. Environments do not know what a policy weighed. There ``b`` is the mean over
     all admissible commands. It costs a score for each of these, in the same forward pass.
+
+    ``best_of=K`` takes in the last form the prover that keeps the best of K continuations: ``Q`` becomes ``1 - (1 - Q)^K``, and
+    ``b`` the mean of that (PAV, see :mod:`agentprm_gym.rewards.provers`; centred, so that it charges nothing for long games).
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class PRMReward(LearnedReward):
         form: str = "potential",
         gamma: float = 1.0,
         coef: float = 1.0,
+        best_of: int = 1,
     ) -> None:
         """Make a reward.
 
@@ -109,12 +114,16 @@ class PRMReward(LearnedReward):
             form: ``"potential"``, ``"value"``, ``"difference"`` or ``"advantage"``.
             gamma: discount of the potential a turn, in [0, 1]; take the learning algorithm's. Other forms do not use it.
             coef: weight; any finite number.
+            best_of: K of the prover, 1 or more; 1 is the policy itself. Only for ``"advantage"``.
 
         Raises:
-            ValueError: the form is unknown, ``gamma`` is not in [0, 1], or ``coef`` is not finite.
+            ValueError: the form is unknown, ``gamma`` is not in [0, 1], ``coef`` is not finite, or ``best_of`` has no effect.
         """
         check_choice("form", form, FORMS)
         check_gamma(gamma)
+        self.best_of = check_int("best_of", best_of, 1)
+        if best_of > 1 and form != "advantage":
+            raise ValueError(f'best_of={best_of} has no effect with form={form!r}: a prover needs form="advantage"')
         super().__init__(name, coef)
         self.model = model
         self.form = form
@@ -128,7 +137,7 @@ class PRMReward(LearnedReward):
         Args:
             path: a zip that ``AgentPRM.save`` wrote.
             base: where its base model is now, a folder or a hub id; ``None``: where it was.
-            **kwargs: ``form``, ``gamma`` and ``coef``, as for the class.
+            **kwargs: ``form``, ``gamma``, ``coef`` and ``best_of``, as for the class.
 
         Raises:
             FileNotFoundError: the file does not exist.
@@ -139,7 +148,7 @@ class PRMReward(LearnedReward):
 
     def _score(self, turns: Sequence[ScoredTurn]) -> _Floats:
         if self.form == "advantage":
-            return _advantages(self._running, turns, [_own_candidates(turn.turns[-1]) for turn in turns])
+            return _advantages(self._running, turns, [_own_candidates(turn.turns[-1]) for turn in turns], self.best_of)
         after = _of_done(self._running, [(turn.task, turn.turns) for turn in turns])
         if self.form == "value":
             return after
@@ -175,6 +184,7 @@ class ReferenceReward(LearnedReward):
         *,
         mu: tuple[Responder, str] | None = None,
         coef: float = 1.0,
+        best_of: int = 1,
     ) -> None:
         """Make a reward.
 
@@ -183,10 +193,13 @@ class ReferenceReward(LearnedReward):
             name: for messages and logs.
             mu: the reference policy: its way to act, and its adapter in the model's base; ``None``: uniform.
             coef: weight; any finite number.
+            best_of: K where the prover keeps the best of K continuations of the reference (PAV), 1 or more; see
+                :mod:`agentprm_gym.rewards.provers`.
 
         Raises:
-            ValueError: ``coef`` is not finite.
+            ValueError: ``coef`` is not finite, or ``best_of`` is below 1.
         """
+        self.best_of = check_int("best_of", best_of, 1)
         super().__init__(name, coef)
         self.model = model
         self.mu = mu
@@ -194,7 +207,7 @@ class ReferenceReward(LearnedReward):
 
     @classmethod
     def load(
-        cls, path: _Path, policy: _Path | None = None, coef: float = 1.0, base: str | None = None
+        cls, path: _Path, policy: _Path | None = None, coef: float = 1.0, base: str | None = None, best_of: int = 1
     ) -> ReferenceReward:
         """Load a saved process reward model and a saved policy; they share one base in memory.
 
@@ -203,6 +216,7 @@ class ReferenceReward(LearnedReward):
             policy: a zip with the reference policy, which any algorithm's ``save`` wrote; ``None``: uniform.
             coef: weight; any finite number.
             base: where their base model is now, a folder or a hub id; ``None``: where it was.
+            best_of: as for the class.
 
         Raises:
             FileNotFoundError: a file does not exist.
@@ -210,15 +224,16 @@ class ReferenceReward(LearnedReward):
                 each command is not known, since it writes freely.
         """
         save = open_save(path, base)
-        return cls(save.prm, f"reference:{path}", mu=None if policy is None else save.policy(policy), coef=coef)
+        mu = None if policy is None else save.policy(policy)
+        return cls(save.prm, f"reference:{path}", mu=mu, coef=coef, best_of=best_of)
 
     def _score(self, turns: Sequence[ScoredTurn]) -> _Floats:
         commands = [_admissible(turn.turns[-1]) for turn in turns]
         if self.mu is None:
-            return _advantages(self._running, turns, [(c, np.ones(len(c))) for c in commands])
+            return _advantages(self._running, turns, [(c, np.ones(len(c))) for c in commands], self.best_of)
         responder, adapter = self.mu
         weights = [np.exp(told) for told in _command_log_probs(responder, adapter, turns)]
-        return _advantages(self._running, turns, list(zip(commands, weights, strict=True)))
+        return _advantages(self._running, turns, list(zip(commands, weights, strict=True)), self.best_of)
 
 
 class ImplicitReward(LearnedReward):
@@ -301,7 +316,10 @@ def _of_done(running: RunningScores, transcripts: Sequence[tuple[str, Sequence[T
 
 
 def _advantages(
-    running: RunningScores, turns: Sequence[ScoredTurn], against: Sequence[tuple[Sequence[str], _Floats]]
+    running: RunningScores,
+    turns: Sequence[ScoredTurn],
+    against: Sequence[tuple[Sequence[str], _Floats]],
+    best_of: int = 1,
 ) -> _Floats:
     """Q of what was done minus the weighted mean of Q over other commands; all in one forward pass.
 
@@ -310,12 +328,16 @@ def _advantages(
         turns: the batch.
         against: for each turn the commands to compare with, and their weights, in any unit; without commands the turn is
             compared with itself.
+        best_of: K of the prover; 1: the policy itself.
     """
     items = [(turn.task, turn.turns, commands) for turn, (commands, _) in zip(turns, against, strict=True)]
     out = np.zeros(len(turns))
     for i, (turn, values, (commands, weights)) in enumerate(zip(turns, running.score(items), against, strict=True)):
         if len(commands):
-            out[i] = values[turn.turns[-1].command] - np.average([values[c] for c in commands], weights=weights)
+            done, others = values[turn.turns[-1].command], [values[c] for c in commands]
+            if best_of > 1:
+                done, others = float(best_of_k(done, best_of)), best_of_k(others, best_of).tolist()
+            out[i] = done - np.average(others, weights=weights)
     return out
 
 

@@ -15,15 +15,20 @@ from agentprm_gym.rewards.base import (
     scored,
 )
 from agentprm_gym.rewards.combine import AdjustedReward, EnsembleReward, Part, SumReward
+from agentprm_gym.rewards.credit import CREDITS, turn_credit
 from agentprm_gym.rewards.oracle import OracleAdvantageReward, OraclePotentialReward, OracleQReward
+from agentprm_gym.rewards.provers import best_of_k, best_of_k_advantage
 from agentprm_gym.rewards.ranking import EPISODE_SCORES, episode_score, rank_episodes
 from agentprm_gym.rewards.registry import FunctionReward, RewardLike, make_reward, register_reward, reward_names
 from agentprm_gym.rewards.rules import OutcomeReward, PenaltyReward, ProgressReward
+from agentprm_gym.rewards.schedules import AnnealedReward
 
 __all__ = [
+    "CREDITS",
     "EPISODE_SCORES",
     "FACTS",
     "AdjustedReward",
+    "AnnealedReward",
     "EnsembleReward",
     "FunctionReward",
     "OracleAdvantageReward",
@@ -37,6 +42,8 @@ __all__ = [
     "RewardLike",
     "ScoredTurn",
     "SumReward",
+    "best_of_k",
+    "best_of_k_advantage",
     "checked",
     "episode_score",
     "make_reward",
@@ -47,4 +54,5 @@ __all__ = [
     "reward_names",
     "score_infos",
     "scored",
+    "turn_credit",
 ]

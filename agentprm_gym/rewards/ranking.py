@@ -12,7 +12,7 @@ from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
 
 #: How the scores of turns become an episode's; see :func:`episode_score`.
-EPISODE_SCORES = ("last", "mean", "min", "product", "sum")
+EPISODE_SCORES = ("last", "mean", "min", "product", "sum", "max")
 
 
 class ScoresTurns(Protocol):
@@ -33,14 +33,15 @@ def episode_score(scores: ArrayLike, how: str = "last") -> float:
     Args:
         scores: scores of its turns, shape ``(T,)`` with T of 1 or more, finite.
         how: ``"last"``: the score of the last turn, when everything was seen; ``"mean"``; ``"min"``: the score of the weakest
-            turn; ``"product"``: for scores that are probabilities of independent steps; ``"sum"``: for rewards.
+            turn; ``"product"``: for scores that are probabilities of independent steps; ``"sum"``: for rewards; ``"max"``: the
+            score of the best turn.
 
     Raises:
         ValueError: ``how`` is unknown, or the scores do not have this shape or are not finite.
 
     Example:
         >>> [episode_score([0.5, 0.25, 0.5], how) for how in EPISODE_SCORES]
-        [0.5, 0.4166666666666667, 0.25, 0.0625, 1.25]
+        [0.5, 0.4166666666666667, 0.25, 0.0625, 1.25, 0.5]
     """
     check_choice("how", how, EPISODE_SCORES)
     array = np.asarray(scores, dtype=np.float64)
@@ -48,7 +49,13 @@ def episode_score(scores: ArrayLike, how: str = "last") -> float:
         raise ValueError(f"expected finite scores of shape (T,) with one turn or more, got {array!r}")
     if how == "last":
         return float(array[-1])
-    whole: dict[str, Any] = {"mean": array.mean(), "min": array.min(), "product": array.prod(), "sum": array.sum()}
+    whole: dict[str, Any] = {
+        "mean": array.mean(),
+        "min": array.min(),
+        "product": array.prod(),
+        "sum": array.sum(),
+        "max": array.max(),
+    }
     return float(whole[how])
 
 

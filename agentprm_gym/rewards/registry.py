@@ -21,6 +21,7 @@ from agentprm_gym.rewards.base import ProcessReward, ScoredTurn, needs_of
 from agentprm_gym.rewards.combine import AdjustedReward, EnsembleReward, Part, SumReward
 from agentprm_gym.rewards.oracle import OracleAdvantageReward, OraclePotentialReward, OracleQReward
 from agentprm_gym.rewards.rules import OutcomeReward, PenaltyReward, ProgressReward
+from agentprm_gym.rewards.schedules import AnnealedReward
 
 #: Makes a process reward out of keyword arguments; a class, mostly.
 RewardFactory = Callable[..., ProcessReward]
@@ -137,7 +138,8 @@ def make_reward(
         reward: one of
 
             * a registered name (:func:`reward_names`, :func:`register_reward`);
-            * ``"sum"`` (see :class:`SumReward`) or ``"ensemble"`` (see :class:`EnsembleReward`);
+            * ``"sum"`` (see :class:`SumReward`), ``"ensemble"`` (see :class:`EnsembleReward`) or ``"annealed"`` (see
+              :class:`AnnealedReward`);
             * ``"prm:<path>"`` for a process reward model saved there, ``"reference:<path>"`` for one of a reference policy,
               ``"implicit:<path>"`` for a policy's log-ratio (see :mod:`agentprm_gym.prm.rewards`), ``"judge:<base url>"`` for a
               language model on a server (see :mod:`agentprm_gym.rewards.judge`);
@@ -257,6 +259,11 @@ def _ensemble(parts: Sequence[Mapping[str, Any]], pessimism: float = 0.0) -> Pro
     return EnsembleReward(_parts(parts, "ensemble"), pessimism)
 
 
+def _annealed(part: Mapping[str, Any], **schedule: Any) -> ProcessReward:
+    (made,) = _parts([part], "annealed reward")
+    return AnnealedReward(made.reward, **schedule)
+
+
 def _parts(parts: Sequence[Mapping[str, Any]], whole: str) -> list[Part]:
     """Make the parts of what is made of more."""
     if not isinstance(parts, Sequence) or isinstance(parts, str) or not all(isinstance(p, Mapping) for p in parts):
@@ -285,4 +292,4 @@ _ENTRIES: dict[str, _Entry] = {
     "penalty": _Entry(PenaltyReward),
     "progress": _Entry(ProgressReward),
 }
-_COMBINED: dict[str, RewardFactory] = {"sum": _sum, "ensemble": _ensemble}
+_COMBINED: dict[str, RewardFactory] = {"sum": _sum, "ensemble": _ensemble, "annealed": _annealed}

@@ -12,6 +12,7 @@
 ``classifier:FOLDER``   a sequence classifier; ``classifier:FOLDER#LABEL`` where it has several labels
 ``stepwise:FOLDER``     a token classifier of steps, as TRL's ``PRMTrainer`` makes it
 ``judge:MODEL@URL``     a language model on an OpenAI-compatible server
+``prover:K:RANKER``     the best of K continuations, by the ranker's chances of winning
 ``mean:A+B``            the mean of several rankers, standardised within each state
 ``module:Class``        your own
 ======================  =======================================================================================================
@@ -43,10 +44,10 @@ from algorithms.registry import import_object
 
 #: Names that stand for themselves, and those with something behind a colon.
 PLAIN = ("uniform", "length", "oracle", "shuffled")
-WITH_MORE = ("labels", "noise", "policy", "prm", "implicit", "classifier", "stepwise", "judge", "mean")
+WITH_MORE = ("labels", "noise", "policy", "prm", "implicit", "classifier", "stepwise", "judge", "mean", "prover")
 _CHOICES = (
     "uniform, length, oracle, shuffled, labels:KIND, noise:SIGMA, policy:MODEL, prm:SAVE, implicit:SAVE, classifier:FOLDER, "
-    "stepwise:FOLDER, judge:MODEL@URL, mean:A+B, or package.module:Class"
+    "stepwise:FOLDER, judge:MODEL@URL, mean:A+B, prover:K:RANKER, or package.module:Class"
 )
 _NAMED = re.compile(r"([^:=+]+)=(?=[A-Za-z_])")
 
@@ -211,6 +212,15 @@ def _check_mean(name: str, rest: str) -> None:
         check_ranker_name(part)
 
 
+def _check_prover(name: str, rest: str) -> None:
+    k, _, inner = rest.partition(":")
+    if not k.isdecimal() or int(k) < 1 or not inner:
+        raise ValueError(
+            f"ranker {name!r}: expected prover:K:RANKER with K of 1 or more, for example prover:4:prm:SAVE"
+        )
+    check_ranker_name(inner)
+
+
 _CHECKS: Mapping[str, Callable[[str, str], None]] = {
     "labels": _check_labels,
     "noise": _check_noise,
@@ -221,6 +231,7 @@ _CHECKS: Mapping[str, Callable[[str, str], None]] = {
     "stepwise": _check_folder,
     "judge": _check_judge,
     "mean": _check_mean,
+    "prover": _check_prover,
 }
 
 
@@ -236,6 +247,7 @@ def _make(name: str, options: Options) -> Ranker:
         "noise": lambda: _noise(rest, options.seed),
         "mean": lambda: MeanRanker([make_ranker(part, options) for part in rest.split("+")]),
         "judge": lambda: _judge(rest, options),
+        "prover": lambda: _prover(rest, options),
     }
     if kind in plain:
         return cast("Ranker", plain[kind]())
@@ -255,6 +267,13 @@ def _make(name: str, options: Options) -> Ranker:
 def _noise(rest: str, seed: int) -> LabelRanker:
     size, _, kind = rest.partition("@")
     return LabelRanker(kind or "oracle", float(size), seed)
+
+
+def _prover(rest: str, options: Options) -> Any:
+    from algorithms.bench.provers import ProverRanker
+
+    k, _, inner = rest.partition(":")
+    return ProverRanker(make_ranker(inner, options), int(k))
 
 
 def _judge(rest: str, options: Options) -> Any:
