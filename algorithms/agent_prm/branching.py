@@ -45,7 +45,9 @@ def branch_tasks(
     states = []
     for r, rollout in enumerate(rollouts):
         turns = rollout.episode.turns[:HORIZON]
-        open_turns = [t for t, turn in enumerate(turns) if turn.candidates and len(turn.candidates) > 1]
+        # Of its history a rollout has no snapshots.
+        own = [t for t in range(len(turns)) if t >= rollout.n_history]
+        open_turns = [t for t in own if len(turns[t].candidates or ()) > 1]
         if prefer == "entropy" and open_turns:
             unsure = np.array([entropy_of(turns[t]) for t in open_turns]) + 1e-9
             order = rng.choice(len(open_turns), len(open_turns), replace=False, p=unsure / unsure.sum())
@@ -58,7 +60,7 @@ def branch_tasks(
         turns = rollouts[r].episode.turns
         tasks += [
             RolloutTask(
-                {"snapshot": rollouts[r].snapshots[t]},
+                {"snapshot": rollouts[r].snapshots[t - rollouts[r].n_history]},
                 # What the policy draws behind two commands differs by the commands alone, as far as it can.
                 (*seed, int(i), k),
                 history=list(turns[:t]),

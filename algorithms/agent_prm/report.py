@@ -60,5 +60,7 @@ def report_fit(
     report = judge_prm(labelled_states(model.prm, held_out, model.micro_batch_size), MIN_GAP)
     record_heldout(logger, report, losses)
     unseen = {e.episode.game_id for e in held_out}
-    model.record_planner([r for r in experience.trunks if r.episode.game_id in unseen and r.snapshots])
+    model.record_planner(
+        [r for r in experience.trunks if r.episode.game_id in unseen and r.snapshots and not r.n_history]
+    )
     model.record_opinion([e.episode for e in (*held_out, *data)])

@@ -46,6 +46,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.checks import check_choice, check_fields, check_float
 from agentprm_gym.episodes import Episode, check_learnable, read_episodes, unlearnable_turns, write_episodes
+from algorithms.common.acting.exploration import check_prompts_only
 from algorithms.common.acting.policy import POLICY
 from algorithms.common.prm.algorithm import PRMAlgorithm
 from algorithms.common.prm.improve import ImproveStage
@@ -211,6 +212,10 @@ class InversePRM(PRMAlgorithm[list[Episode]]):
             device=device,
             _init_setup_model=_init_setup_model,
         )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        check_prompts_only(self.policy.explore, type(self).__name__)
 
     # ------------------------------------------------------------------ the loop
     def _iterate(self, callback: BaseCallback) -> bool:

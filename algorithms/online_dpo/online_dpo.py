@@ -139,7 +139,7 @@ class OnlineDPO(GroupedLLMAlgorithm):
     def pairs(self, played: Sequence[Played]) -> list[Pair]:
         """Best against worst command of every state where several were tried; each state once."""
         table = QTable(self.gamma)
-        table.add([one.episode for one in played], [0] * len(played))
+        table.add([one.episode for one in played], [one.rollout.n_history for one in played])
         out: list[Pair] = []
         seen: set[Any] = set()
         for one in played:

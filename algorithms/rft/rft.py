@@ -148,7 +148,7 @@ class RFT(GroupedLLMAlgorithm):
 
     def _update(self, batch: Sequence[Played]) -> tuple[float, float]:
         """One optimizer step; returns the loss, in nats a turn, and the gradient's norm."""
-        n_turns = sum(len(one.episode.turns) for one in batch)
+        n_turns = sum(len(one.episode.turns) - one.rollout.n_history for one in batch)
         total = 0.0
         with self.lm.active(POLICY, train=True, dropout=True):
             for piece in pieces(batch, self.micro_batch_size):
@@ -161,7 +161,8 @@ class RFT(GroupedLLMAlgorithm):
     def loss_sum(self, batch: Sequence[Played]) -> torch.Tensor:
         """Summed negative log-probability of what was done, a scalar; the policy's adapter must be active."""
         scores = score_turns(self.policy.responder, [one.episode for one in batch])
-        return -torch.stack([score.log_prob for row in scores for score in row]).sum()
+        own = [row[one.rollout.n_history :] for one, row in zip(batch, scores, strict=True)]
+        return -torch.stack([score.log_prob for row in own for score in row]).sum()
 
     @classmethod
     def _current_settings(cls, settings: Mapping[str, Any], path: str) -> dict[str, Any]:

@@ -145,6 +145,8 @@ class SFT(LLMAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.policy.explore is not None:
+            raise ValueError("SFT imitates and does not explore: leave explore out of policy_kwargs")
         self._read_demonstrations()
 
     def _read_demonstrations(self) -> list[Lesson]:

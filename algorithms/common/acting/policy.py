@@ -19,6 +19,7 @@ from agentprm_gym.llm.scoring import Responder
 from agentprm_gym.observations import split_commands
 from agentprm_gym.readers import ParseFunction, make_reader
 from algorithms.common.acting.actors import Actor, PolicyActor, Request
+from algorithms.common.acting.exploration import Exploration
 
 #: Name of the policy's adapter.
 POLICY = "policy"
@@ -109,6 +110,7 @@ class LLMPolicy(BasePolicy):
         device: str | torch.device = "cpu",
         base: LanguageModel | None = None,
         parse: str | ParseFunction | None = None,
+        explore: Exploration | Mapping[str, Any] | None = None,
     ) -> None:
         """Load the base model and put a fresh adapter on it.
 
@@ -136,10 +138,12 @@ class LLMPolicy(BasePolicy):
             parse: how responses are read that were written freely as a whole (``"generate"``), see
                 :func:`agentprm_gym.readers.make_reader`; ``None``: as the template says. A save holds a name or a regular
                 expression; give a function a name with :func:`agentprm_gym.register_reader`.
+            explore: how training episodes are explored, options of
+                :class:`~algorithms.common.acting.exploration.Exploration`; ``None``: they are not.
 
         Raises:
-            ValueError: if the observation space lacks a key, the temperature is negative or not finite, or ``parse`` is
-                unknown.
+            ValueError: if the observation space lacks a key, the temperature is negative or not finite, ``parse`` is
+                unknown, or an option of ``explore`` does not fit.
         """
         super().__init__(observation_space, action_space)
         have = list(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else []
@@ -149,6 +153,7 @@ class LLMPolicy(BasePolicy):
                 "wrap your environment so that it gives them (see TextIdentity-v0 for the smallest example)"
             )
         self.temperature = check_float("temperature", temperature, 0.0)  # 0 is greedy
+        self.explore = Exploration.of(explore)
         # A save names its reader, and loading somebody else's save must not run code.
         self.reader = None if parse is None else make_reader(parse, may_import=False)
         self.lm = base or LanguageModel.load(

@@ -42,6 +42,7 @@ class RolloutTask:
         first_command: executed at the first turn in place of the actor's choice.
         max_turns: the episode counts as truncated after this many turns, the history included; ``None`` leaves it to
             the environment.
+        instruction: what the actor is told behind the task, such as a strategy; the episode does not hold it.
     """
 
     options: dict[str, Any]
@@ -49,6 +50,12 @@ class RolloutTask:
     history: list[Turn] = field(default_factory=list)
     first_command: str | None = None
     max_turns: int | None = None
+    instruction: str = ""
+
+
+def told(task: str, instruction: str) -> str:
+    """A task's text as an actor is told it, with an instruction behind it where there is one."""
+    return f"{task} {instruction}" if instruction else task
 
 
 @dataclass(slots=True)
@@ -178,7 +185,7 @@ def _stream(
         task_reward.begin(row)
         rng = np.random.default_rng(list(task.seed))
         running[row] = _Running(index, task, rng, list(task.history), [], info, observation)
-        actor.start(row, str(observation["task"]), task.history)
+        actor.start(row, told(str(observation["task"]), task.instruction), task.history)
         return True
 
     for row in range(venv.num_envs):

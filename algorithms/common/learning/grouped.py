@@ -17,13 +17,14 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.checks import check_float, check_int
 from agentprm_gym.episodes import Episode
+from algorithms.common.acting.explorer import Explorer
 from algorithms.common.acting.policy import POLICY
 from algorithms.common.acting.rollouts import Rollout, RolloutTask, collect
 from algorithms.common.learning.optim import Updater
 from algorithms.common.shell.base import LLMAlgorithm, StopLearning
 
 #: Random streams of an iteration. The numbers are part of what a seed fixes.
-GAMES, EPISODES, ORDER = 1, 2, 3
+GAMES, EPISODES, ORDER, EXPLORE = 1, 2, 3, 4
 
 
 @dataclass(slots=True)
@@ -69,7 +70,8 @@ def play_groups(algorithm: LLMAlgorithm, callback: BaseCallback, n_games: int, g
         group_size: episodes of each, 1 or more.
 
     Returns:
-        ``n_games * group_size`` rollouts, those of a game one after the other.
+        ``n_games * group_size`` rollouts, those of a game one after the other; behind them what hindsight kept, where the
+        policy's ``explore`` asks for it.
 
     Raises:
         StopLearning: a callback ended learning.
@@ -84,19 +86,38 @@ def play_groups(algorithm: LLMAlgorithm, callback: BaseCallback, n_games: int, g
         RolloutTask({"game": int(chosen[g])}, (seed, algorithm.iteration, EPISODES, i)) for i, g in enumerate(groups)
     ]
     actor = algorithm.policy.actor(venv.num_envs)
-    with algorithm.lm.merged(POLICY):
+
+    def play(some: Sequence[RolloutTask], snapshots: bool = False) -> list[Rollout]:
         rollouts = collect(
             actor,
             venv,
-            tasks,
+            some,
             policy_name=f"{type(algorithm).__name__}:{algorithm.iteration}",
+            snapshots=snapshots,
             on_step=lambda names: algorithm.count_step(callback, names),
         )
-    if rollouts is None:
-        raise StopLearning
-    algorithm.record_episodes([rollout.episode for rollout in rollouts])
+        if rollouts is None:
+            raise StopLearning
+        return rollouts
+
+    with algorithm.lm.merged(POLICY):
+        if algorithm.policy.explore is None:
+            played = [Played(rollout, int(group)) for rollout, group in zip(play(tasks), groups, strict=True)]
+        else:
+            explorer = Explorer(
+                algorithm.policy.explore,
+                venv,
+                play,
+                algorithm.policy.actor,
+                np.random.default_rng([seed, algorithm.iteration, EXPLORE]),
+                (seed, algorithm.iteration, EXPLORE),
+                float(getattr(algorithm, "gamma", 1.0)),
+            )
+            played = [Played(rollout, group) for rollout, group in explorer(tasks, groups.tolist())]
+    # An episode that began in the middle says nothing about the policy's success rate.
+    algorithm.record_episodes([one.episode for one in played[: len(tasks)] if not one.rollout.n_history])
     algorithm.record_acting(actor)
-    return [Played(rollout, int(group)) for rollout, group in zip(rollouts, groups, strict=True)]
+    return played
 
 
 class GroupedLLMAlgorithm(LLMAlgorithm):

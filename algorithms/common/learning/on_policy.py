@@ -6,6 +6,7 @@ An algorithm says how advantages come about (:meth:`OnPolicyLLMAlgorithm.advanta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.checks import check_float
 from algorithms.common.acting.policy import POLICY
+from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.learning.clipped import REFERENCE, ClippedLoss, Sample, clipped_updates
 from algorithms.common.learning.grouped import GroupedLLMAlgorithm, Played
 
@@ -140,8 +142,10 @@ class OnPolicyLLMAlgorithm(GroupedLLMAlgorithm):
 
     def learn_from(self, played: Sequence[Played]) -> None:
         """Give advantages, and take clipped steps on the rollouts that have any."""
-        samples = [Sample(p.rollout, p.group) for p in played]
+        samples = [Sample(_aligned(p.rollout), p.group) for p in played]
         self.advantages(samples)
+        for sample in samples:
+            sample.advantages[: sample.rollout.n_history] = 0.0  # somebody else's turns, or another episode's
         # Where nothing was better than anything else, only the entropy and the reference have something to teach.
         useful = [s for s in samples if np.any(np.abs(s.advantages) > ROUNDING) or len(s.returns)]
         self.logger.record("rollout/share_without_signal", 1 - len(useful) / len(samples))
@@ -168,3 +172,8 @@ class OnPolicyLLMAlgorithm(GroupedLLMAlgorithm):
             target_kl=self.target_kl,
             extra_loss=self.extra_loss,
         )
+
+
+def _aligned(rollout: Rollout) -> Rollout:
+    """A rollout with a reward for every turn of its episode: 0 for those of its history."""
+    return replace(rollout, rewards=[0.0] * rollout.n_history + rollout.rewards) if rollout.n_history else rollout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agentprm_gym.episodes import Episode
+from algorithms.common.acting.exploration import Exploration
+from algorithms.common.acting.explorer import Explorer, PlayTasks
 from algorithms.common.acting.policy import POLICY
 from algorithms.common.acting.rollouts import Rollout, RolloutTask, collect
 from algorithms.common.shell.base import StopLearning
@@ -36,6 +39,7 @@ _STREAMS = {
     "samples": 12,
     "search": 13,
     "search episodes": 14,
+    "explore": 15,
     "values": 31,
     "peek": 32,
     "peek episodes": 33,
@@ -124,24 +128,49 @@ class Play:
             actor = algorithm.policy.actor(n_envs, temperature=self.temperature, n_candidates=n_candidates)
         else:
             actor = algorithm.best_of_n(n_envs, best_of, temperature=self.temperature)
-        # Where two adapters take turns, neither can be folded in.
-        with algorithm.lm.merged(POLICY) if own and best_of == 1 else nullcontext():
+        on_episode = share_of(algorithm.on_progress, stage, len(tasks))
+
+        def play(some: Sequence[RolloutTask], keep: bool = False) -> list[Rollout]:
             rollouts = collect(
                 actor,
                 algorithm.venv,
-                tasks,
+                some,
                 policy_name=f"{type(algorithm).__name__}:{algorithm.iteration}",
-                snapshots=snapshots and algorithm.venv.has_attr("snapshot"),
+                snapshots=(snapshots or keep) and algorithm.venv.has_attr("snapshot"),
                 on_step=on_step,
-                on_episode=share_of(algorithm.on_progress, stage, len(tasks)),
+                on_episode=on_episode,
             )
-        if rollouts is None:
-            raise StopLearning
+            if rollouts is None:
+                raise StopLearning
+            return rollouts
+
+        # Where two adapters take turns, neither can be folded in.
+        with algorithm.lm.merged(POLICY) if own and best_of == 1 else nullcontext():
+            explore = algorithm.policy.explore if record else None
+            rollouts = play(tasks) if explore is None else self._explored(explore, tasks, play, stage)
         if own and best_of == 1:
             algorithm.record_acting(actor)
         if record:
-            algorithm.record_episodes([rollout.episode for rollout in rollouts])
+            algorithm.record_episodes([r.episode for r in rollouts[: len(tasks)] if not r.n_history])
         return rollouts
+
+    def _explored(
+        self, explore: Exploration, tasks: Sequence[RolloutTask], play: PlayTasks, stage: str
+    ) -> list[Rollout]:
+        """Play tasks as exploration says; each is a group of its own."""
+        algorithm = self.algorithm
+        part = zlib.crc32(stage.encode())  # stages that play have streams of their own
+        seed = (*algorithm.streams.seed("explore"), part)
+        explorer = Explorer(
+            explore,
+            algorithm.venv,
+            play,
+            algorithm.policy.actor,
+            np.random.default_rng(seed),
+            seed,
+            algorithm.gamma,
+        )
+        return [rollout for rollout, _ in explorer(tasks, range(len(tasks)))]
 
 
 def share_of(on_progress: Callable[[str, float], None], stage: str, n: int) -> Callable[[Episode], None]:
