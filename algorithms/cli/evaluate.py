@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import actors, arguments, configuration, environments, output, progress
+from algorithms.cli import actors, arguments, configuration, environments, output, progress, settings
 from algorithms.common.shell import folders, machine
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ RULES = configuration.Rules(
     ),
 )
 _STEP_LIMIT = 30
+#: Searches that plan, in :mod:`algorithms.common.acting.planning.options`, which loads torch.
+_PLANNERS = ("vote-similar", "vote-prm", "predictive", "beam", "tree", "backtrack", "refine")
 #: What an evaluation belongs to, beside its configuration.
 _ABOUT = "about.json"
 
@@ -80,9 +82,20 @@ def add_parser(verbs: Any) -> None:
     acting = arguments.add_acting_options(parser)
     acting.add_argument(
         "--search",
-        choices=("none", "best-of-n", "vote", "prm-greedy", "look-ahead"),
+        choices=("none", "best-of-n", "vote", "prm-greedy", "look-ahead", *_PLANNERS),
         help="how a turn's command is found: drawn (none), the PRM's favourite of N draws (best-of-n) or of all admissible "
-        "commands (prm-greedy), the one drawn most often (vote), or tried in the true game first (look-ahead: privileged)",
+        "commands (prm-greedy), the one drawn most often (vote), the draw most like the others (vote-similar), by the sum of "
+        "the PRM's scores of equal draws (vote-prm), drawn until its advantage suffices (refine), or tried first in the true "
+        "game (look-ahead: privileged), as predictive, beam, tree and backtrack do, too, unless --search-options world=ZIP "
+        "names a fitted model of the world",
+    )
+    acting.add_argument(
+        "--search-options",
+        nargs="+",
+        action=settings.SettingsAction,
+        default={},
+        metavar="KEY=VALUE",
+        help="options of vote-similar, vote-prm, predictive, beam, tree, backtrack and refine, e.g. --search-options alpha=0.2",
     )
     acting.add_argument(
         "--best-of",
@@ -192,6 +205,7 @@ def _evaluate(args: argparse.Namespace, model: str, console: Console) -> None:
         n=args.best_of or args.n,
         depth=args.depth,
         policy_weight=args.policy_weight,
+        search_options=args.search_options,
         prm=args.prm,
         temperature=args.temperature,
         device=args.device,
@@ -221,6 +235,7 @@ def _evaluate(args: argparse.Namespace, model: str, console: Console) -> None:
         "rows": [output.rate_row(row) for row in rows],
         **({"server": server} if server else {}),
         **({"acting": acting} if acting else {}),
+        **({"calls": dict(actor.calls)} if hasattr(actor, "calls") else {}),
     }
     output.write_json(args.out / "result.json", result)
     (args.out / folders.UNFINISHED).unlink(missing_ok=True)
@@ -351,7 +366,8 @@ def _about(args: argparse.Namespace, venv: VecEnv, model: str) -> dict[str, Any]
         "temperature": args.temperature,
         "search": search,
         "n": None if search in ("none", "prm-greedy") else args.best_of or args.n,
-        "depth": args.depth if search == "look-ahead" else None,
+        "depth": args.depth if search in ("look-ahead", *_PLANNERS) else None,
+        **({"search_options": args.search_options} if args.search_options else {}),
         "policy_weight": args.policy_weight if search == "best-of-n" else None,
         "prm": args.prm,
         "action_mode": args.action_mode,

@@ -20,11 +20,17 @@ from agentprm_gym.checks import check_float
 from agentprm_gym.llm.scoring import episode_log_probs
 from agentprm_gym.states import state_keys
 from algorithms.agent_prm.targets import QTable
+from algorithms.common.acting.planning.situations import PolicyPrior
 from algorithms.common.acting.policy import POLICY
+from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.learning.batches import minibatches, pieces
 from algorithms.common.learning.clipped import REFERENCE
 from algorithms.common.learning.grouped import GroupedLLMAlgorithm, Played, check_group_size
-from algorithms.common.prm.objectives.online_dpo import dpo_loss
+from algorithms.common.prm.objectives.online_dpo import dpo_loss, smoothed_dpo_loss
+from algorithms.online_dpo.trees import TreeStage
+
+#: Random stream of the trees of an iteration.
+TREES = 5
 
 
 @dataclass(slots=True)
@@ -36,12 +42,14 @@ class Pair:
         turn: which turn.
         chosen: index of the better command among the admissible ones.
         rejected: index of the worse one.
+        epsilon: share of the label that is smoothed away, in [0, 0.5].
     """
 
     played: Played
     turn: int
     chosen: int
     rejected: int
+    epsilon: float = 0.0
 
 
 class OnlineDPO(GroupedLLMAlgorithm):
@@ -59,6 +67,7 @@ class OnlineDPO(GroupedLLMAlgorithm):
         margin: float = 0.15,
         gamma: float = 0.98,
         beta: float = 0.2,
+        tree: TreeStage | Mapping[str, Any] | None = None,
         max_grad_norm: float = 1.0,
         micro_batch_size: int = 16,
         n_envs: int = 64,
@@ -84,6 +93,9 @@ class OnlineDPO(GroupedLLMAlgorithm):
             margin: smallest difference of mean returns within a pair, 0 or more.
             gamma: discount a turn, above 0 and at most 1.
             beta: DPO's pull to the policy of the iteration's beginning, above 0.
+            tree: pairs come from tree searches in place of outcomes, see
+                :class:`~algorithms.online_dpo.trees.TreeStage`; a dict of its fields. ``None``: from outcomes. Steps of the
+                trees are not counted as timesteps, ``train/tree_steps`` has them; ``margin`` is not used then.
             max_grad_norm: gradients of a larger norm are scaled down to it, above 0.
             micro_batch_size: pairs a forward pass, 1 or more; it changes memory and speed alone.
             n_envs: how many environments to make where ``env`` is an id, 1 or more.
@@ -103,6 +115,9 @@ class OnlineDPO(GroupedLLMAlgorithm):
         self.gamma = check_float("gamma", gamma, most=1.0, above=0.0)
         self.beta = check_float("beta", beta, above=0.0)
         self.margin = check_float("margin", margin, 0.0)
+        self.tree = TreeStage.of(tree)
+        #: Trees begin in states of the episodes.
+        self.needs_snapshots = self.tree is not None
         super().__init__(
             policy,
             env,
@@ -155,10 +170,25 @@ class OnlineDPO(GroupedLLMAlgorithm):
                     out.append(Pair(one, t, options.index(best), options.index(worst)))
         return out
 
+    def tree_pairs(self, tree: TreeStage, played: Sequence[Played]) -> list[Pair]:
+        """The pairs of tree searches at states of the episodes."""
+        prior = PolicyPrior(self.policy.responder, POLICY)
+        rng = np.random.default_rng([self.seed_base, self.iteration, TREES])
+        with self.lm.merged(POLICY):
+            found, calls = tree(prior, self.venv, played, self.policy.temperature, rng)
+        self.logger.record("train/tree_steps", calls["steps"])
+        out = []
+        for pair in found:
+            episode, options = pair.situation.episode(pair.chosen), list(pair.situation.admissible_commands)
+            one = Played(Rollout(episode, [], len(pair.situation.turns)), 0)
+            chosen, rejected = options.index(pair.chosen), options.index(pair.rejected)
+            out.append(Pair(one, len(pair.situation.turns), chosen, rejected, pair.epsilon))
+        return out
+
     def learn_from(self, played: Sequence[Played]) -> None:
         """Prefer the better command of each pair, with the policy as it was when it played as the reference."""
         self.lm.copy_adapter(POLICY, REFERENCE)
-        pairs = self.pairs(played)
+        pairs = self.pairs(played) if self.tree is None else self.tree_pairs(self.tree, played)
         self.logger.record("train/n_pairs", len(pairs))
         rng = self._order()
         losses = []
@@ -192,7 +222,11 @@ class OnlineDPO(GroupedLLMAlgorithm):
                 torch.stack([source[i][pair.chosen if good else pair.rejected] for i, pair in enumerate(batch)])  # (B,)
                 for source, good in ((new, True), (new, False), (ref, True), (ref, False))
             )
-            loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, self.beta).sum() / n
+            if self.tree is None:
+                loss = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, self.beta).sum() / n
+            else:
+                epsilon = torch.tensor([pair.epsilon for pair in batch], dtype=chosen.dtype, device=chosen.device)
+                loss = smoothed_dpo_loss(chosen, rejected, ref_chosen, ref_rejected, self.beta, epsilon).sum() / n
             loss.backward()
         return float(loss.detach())
 

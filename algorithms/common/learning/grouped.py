@@ -93,7 +93,7 @@ def play_groups(algorithm: LLMAlgorithm, callback: BaseCallback, n_games: int, g
             venv,
             some,
             policy_name=f"{type(algorithm).__name__}:{algorithm.iteration}",
-            snapshots=snapshots,
+            snapshots=snapshots or bool(getattr(algorithm, "needs_snapshots", False)),
             on_step=lambda names: algorithm.count_step(callback, names),
         )
         if rollouts is None:

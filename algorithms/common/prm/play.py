@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agentprm_gym.episodes import Episode
 from algorithms.common.acting.exploration import Exploration
 from algorithms.common.acting.explorer import Explorer, PlayTasks
+from algorithms.common.acting.planning.options import SearchOptions, make_planner
 from algorithms.common.acting.policy import POLICY
 from algorithms.common.acting.rollouts import Rollout, RolloutTask, collect
 from algorithms.common.shell.base import StopLearning
@@ -77,6 +78,21 @@ class Streams:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """A search that plans.
+
+    Attributes:
+        search: one of :data:`~algorithms.common.acting.planning.options.PLANNERS`.
+        depth: how many steps ahead, 1 or more.
+        options: of the search.
+    """
+
+    search: str
+    depth: int
+    options: SearchOptions
+
+
 class Play:
     """Plays tasks with an algorithm's policy, counts the steps, and tells the callback of each."""
 
@@ -100,6 +116,7 @@ class Play:
         record: bool = True,
         best_of: int = 1,
         actor: Any = None,
+        planner: Planner | None = None,
     ) -> list[Rollout]:
         """Play every task once.
 
@@ -111,6 +128,7 @@ class Play:
             record: whether these are episodes of the policy from the start of a game, which ``rollout/*`` describes.
             best_of: commands drawn a turn; the PRM chooses where there are several.
             actor: who answers in the policy's place; ``None``: the policy.
+            planner: the search that chooses among them; ``None``: the PRM alone.
 
         Raises:
             StopLearning: a callback ended learning.
@@ -126,6 +144,18 @@ class Play:
             pass
         elif best_of == 1:
             actor = algorithm.policy.actor(n_envs, temperature=self.temperature, n_candidates=n_candidates)
+        elif planner is not None:
+            policy = algorithm.policy.actor(n_envs, temperature=self.temperature)
+            actor = make_planner(
+                planner.search,
+                policy,
+                algorithm.prm,
+                n_envs,
+                n=best_of,
+                depth=planner.depth,
+                options=planner.options,
+                cache_tokens=algorithm.policy.cache_tokens,
+            )
         else:
             actor = algorithm.best_of_n(n_envs, best_of, temperature=self.temperature)
         on_episode = share_of(algorithm.on_progress, stage, len(tasks))

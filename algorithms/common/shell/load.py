@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
@@ -10,6 +11,7 @@ from agentprm_gym.llm.model import LanguageModel, ModelNotFoundError, lora_setti
 from agentprm_gym.llm.saving import base_name, load_base, moved, read_save
 from agentprm_gym.prm import load_prm
 from algorithms.common.acting.actors import Actor
+from algorithms.common.acting.planning.options import PLANNERS, SearchOptions, make_planner, needs_prm
 from algorithms.common.acting.policy import POLICY, LLMPolicy
 from algorithms.common.acting.search import BestOfNActor, LookAheadActor, PRMGreedyActor, VoteActor
 from algorithms.common.acting.server import ServerPolicy, is_server, load_server_policy
@@ -18,7 +20,7 @@ from algorithms.common.shell.folders import is_save, saved_model
 from algorithms.common.shell.machine import check_device
 
 #: How a turn's command is found: drawn from the policy, or searched for.
-SEARCHES = ("none", "best-of-n", "vote", "prm-greedy", "look-ahead")
+SEARCHES = ("none", "best-of-n", "vote", "prm-greedy", "look-ahead", *PLANNERS)
 
 
 def check_model(model: str) -> None:
@@ -110,6 +112,7 @@ def load_actor(
     policy_weight: float = 0.0,
     prm: str | None = None,
     temperature: float = 1.0,
+    search_options: Mapping[str, Any] | None = None,
     device: str = "auto",
     base: str | None = None,
     **policy_kwargs: Any,
@@ -125,6 +128,8 @@ def load_actor(
         policy_weight: with ``"best-of-n"``: what the policy's log-probability counts beside Q, 0 or more.
         prm: a zip or a run's folder with the process reward model; by default the one in ``model``.
         temperature: of sampling, 0 or more; 0 takes the likeliest command.
+        search_options: of the searches that plan, see
+            :class:`~algorithms.common.acting.planning.options.SearchOptions`.
         device: torch device; ``"auto"`` takes a GPU where one is found.
         base: folder or hub id of the base model of a zip, if that was moved.
         policy_kwargs: see :func:`load_policy`.
@@ -141,8 +146,17 @@ def load_actor(
         raise ValueError(f"{search!r} asks a process reward model alone: name its zip in place of {model!r}")
     if is_server(model) and search == "best-of-n" and prm is None:
         raise ValueError(f"{model!r} has no process reward model to choose with: set prm (--prm) to a zip that has one")
+    options = SearchOptions.of(search, search_options)
+    if is_server(model) and search in PLANNERS and search != "vote-similar":
+        raise ValueError(
+            f"{search!r} reads a local policy's tokens, which {model!r} does not give: name a zip or a model"
+        )
     policy = load_policy(model, venv, device, base=base, **policy_kwargs)
     actor = policy.actor(venv.num_envs, temperature=temperature)
+    if search in PLANNERS:
+        asks = needs_prm(search, options)
+        judge = load_prm(prm or model, policy.lm) if asks and isinstance(policy, LLMPolicy) else None
+        return make_planner(search, actor, judge, venv.num_envs, n=n, depth=depth, options=options)
     if search == "none":
         return actor
     if search == "vote":

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from algorithms.common.prm.objectives.awr import awr
 from algorithms.common.prm.objectives.choice import Choice
 from algorithms.common.prm.objectives.closed_form import closed_form_losses
 from algorithms.common.prm.objectives.imitation import imitate, imitation
@@ -17,6 +18,7 @@ SAMPLED: dict[str, Callable[[Sequence[Choice], float], list[torch.Tensor]]] = {
     "online_ipo": ipo,
     "rejection": rejection,
     "policy_gradient": policy_gradient,
+    "awr": awr,
 }
 #: All objectives by name.
 OBJECTIVES = (*SAMPLED, "closed_form", "imitation")

@@ -1,0 +1,60 @@
+"""What the actors that plan ahead share: they follow the episodes, and turn requests into situations."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from agentprm_gym.episodes import Turn
+from algorithms.common.acting.planning.situations import Situation, World, add_up
+from algorithms.common.acting.requests import Answer, Request
+
+
+class PlanningActor(ABC):
+    """An actor that looks at situations behind the present one, or at several commands of it, before it chooses.
+
+    It keeps no caches: situations are read from the start, so what it costs grows with the transcript.
+
+    Attributes:
+        needs_look_ahead: whether collectors have to give requests the true game, which is privileged.
+    """
+
+    def __init__(self, world: World | None, *models: Any) -> None:
+        """Make an actor.
+
+        Args:
+            world: where commands are tried; ``None``: nowhere.
+            *models: what else is asked, each with a counter ``calls``.
+        """
+        self.world = world
+        self._models = models
+        self.needs_look_ahead = world is not None and world.privileged
+        self._played: dict[int, tuple[str, list[Turn]]] = {}
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each kind of model was asked, see :mod:`algorithms.common.acting.planning.situations`."""
+        return add_up(self.world, *self._models)
+
+    def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
+        """See :class:`Actor`."""
+        self._played[row] = task, [turn.bare() for turn in history]
+
+    def executed(self, row: int, turn: Turn) -> None:
+        """See :class:`Actor`."""
+        self._played[row][1].append(turn.bare())
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """See :class:`Actor`."""
+        answers = []
+        for request in requests:
+            task, turns = self._played[request.row]
+            situation = Situation(task, tuple(turns), request.feedback, tuple(request.admissible_commands))
+            answers.append(self.choose(request, situation))
+        return answers
+
+    @abstractmethod
+    def choose(self, request: Request, situation: Situation) -> Answer:
+        """Choose a command for one request."""
