@@ -161,7 +161,7 @@ class HiddenNovelty(LearnedReward):
 
 
 class RNDReward(HiddenNovelty):
-    """Random network distillation (Burda et al., arXiv 1810.12894): the error of a network that learns what a random one says."""
+    """Random network distillation (Burda et al., arXiv 1810.12894): the error of a network that learns a random one."""
 
     def __init__(self, *, learning_rate: float = 1e-3, n_outputs: int = 64, **kwargs: object) -> None:
         """Make a reward.

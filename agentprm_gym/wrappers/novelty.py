@@ -3,8 +3,8 @@
     r(s_t, a_t) = coef / sqrt(N(s_{t+1}))        N: how often the state was reached, over all episodes that share the counts
 
 The bonus is decoupled from the outcome: lost games are paid, too. The bonuses of an episode add up to ``max_bonus`` at most, so
-a policy that only explores cannot beat a win where ``max_bonus`` is below 1. States are those of the engine, exactly, so this is
-privileged; it is the optimum that other rewards for novelty come near to (:mod:`agentprm_gym.prm.novelty`).
+a policy that only explores cannot beat a win where ``max_bonus`` is below 1. States are those of the engine, exactly, so this
+is privileged; it is the optimum that other rewards for novelty come near to (:mod:`agentprm_gym.prm.novelty`).
 
 ``outcome=False`` is the first phase of URLB's protocol: the environment's own reward is not paid, and ``info["reward/env"]``
 still has it. The second phase is the same policy in the environment without this wrapper.

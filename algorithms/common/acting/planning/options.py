@@ -17,7 +17,7 @@ from algorithms.common.acting.planning.situations import EngineWorld, PolicyPrio
 from algorithms.common.acting.planning.tree import BACKUPS, RolloutValue, ScoredValue, TreeActor, TreeOptions
 from algorithms.common.acting.planning.votes import PRMVoteActor, SimilarVoteActor
 from algorithms.common.acting.planning.world_model import WorldModel
-from algorithms.common.acting.requests import Actor
+from algorithms.common.acting.requests import Actor, Sampler
 
 #: The searches of this package, and the options that each reads beside n and depth.
 PLANNERS: dict[str, tuple[str, ...]] = {
@@ -117,7 +117,7 @@ def needs_prm(search: str, options: SearchOptions) -> bool:
 
 def make_planner(
     search: str,
-    actor: PolicyActor,
+    actor: Sampler,
     prm: ProcessRewardModel | None,
     n_rows: int,
     *,
@@ -152,6 +152,10 @@ def make_planner(
     if search == "vote-prm":
         assert prm is not None
         return PRMVoteActor(actor, prm, n_rows, n, cache_tokens)
+    if not isinstance(actor, PolicyActor):
+        raise ValueError(
+            f"the search {search!r} reads a policy's tokens: expected a local policy, got a model on a server"
+        )
     prior = PolicyPrior(actor.responder, actor.adapter)
     scorer = None if prm is None else PRMScorer(prm)
     if search == "refine":

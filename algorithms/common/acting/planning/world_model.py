@@ -4,8 +4,9 @@ For a transcript with the command ``a`` at its end it writes what the game says 
 
     M(o' | s, a):   loss = - sum over the tokens of o' of log M(token | s, a, tokens before)
 
-``o'`` is written as the feedback, a line break, and the commands one behind the other, or :data:`WON` or :data:`LOST` where the
-game ends. It is read back the same way; commands that it writes need not exist, as everything in imagination.
+``o'`` is written as the feedback and the commands one behind the other, with semicolons between them, or as :data:`WON` or
+:data:`LOST` where the game ends. It is read back the same way, in the wording that the tokenizer keeps (the bundled model's
+drops what says nothing), and commands that it writes need not exist. The first command of a plan is always a real one.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from algorithms.common.acting.requests import Request
 #: Name of the adapter.
 WORLD = "world"
 #: What stands for the end of a game.
-WON, LOST = "You won.", "You lost."
-_BETWEEN = " | "
+WON, LOST = "done won", "done lost"
+_BETWEEN = " ; "
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,27 +74,28 @@ def written(outcome: Outcome) -> str:
     """An outcome as the model writes it."""
     if outcome.done:
         return WON if outcome.reward > 0 else LOST
-    return f"{' '.join(outcome.feedback.split())}\n{_BETWEEN.join(outcome.admissible_commands)}"
+    return _BETWEEN.join([" ".join(outcome.feedback.split()), *outcome.admissible_commands])
 
 
 def read(text: str) -> Outcome:
-    r"""An outcome as the model wrote it; a text without a line break has no commands, so nothing can be done behind it.
+    """An outcome as the model wrote it; a text without a semicolon has no commands, so nothing can be done behind it.
 
     Args:
         text: what was written.
 
     Example:
-        >>> read("You see a mug. \n look | go to shelf 1").admissible_commands
+        >>> read("You see a mug. ; look ; go to shelf 1").admissible_commands
         ('look', 'go to shelf 1')
         >>> read(WON).reward
         1.0
     """
     text = text.strip()
-    if text in (WON, LOST):
-        return Outcome(text, (), True, float(text == WON))
-    feedback, _, commands = text.partition("\n")
-    known = dict.fromkeys(c.strip() for c in commands.split(_BETWEEN.strip()))
-    return Outcome(feedback.strip(), tuple(c for c in known if c), False, 0.0)
+    for end in (WON, LOST):
+        # Some tokenizers do not keep blanks.
+        if text.replace(" ", "") == end.replace(" ", ""):
+            return Outcome(end, (), True, float(end == WON))
+    feedback, *commands = (part.strip() for part in text.split(_BETWEEN.strip()))
+    return Outcome(feedback, tuple(c for c in dict.fromkeys(commands) if c), False, 0.0)
 
 
 class WorldModel:
