@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.env_util import make_vec_env
 
 from agentprm_gym.engines.native import NativeEngine
 from agentprm_gym.episodes import Turn
@@ -24,6 +25,8 @@ from agentprm_gym.prm.novelty import (
 )
 from agentprm_gym.rewards import ScoredTurn, make_reward
 from agentprm_gym.wrappers.novelty import VisitCounts, VisitRewardWrapper, state_digest
+from algorithms import GRPO
+from tests.algorithm_helpers import make_model
 
 
 def game(**kwargs: Any) -> Any:
@@ -151,3 +154,27 @@ class TestHidden:
         assert 0.0 < info["reward/prm"] <= 0.05
         with pytest.raises(ValueError, match="max_reward"):
             make_reward("agentprm_gym.prm.novelty:RNDReward", max_reward=-1.0)
+
+
+class TestTwoPhases:
+    def test_without_the_outcome_a_policy_learns_from_novelty_and_then_from_the_outcome(self, learner: str) -> None:
+        """URLB's protocol: the same policy, first paid for new states alone, then by the task."""
+        counts = VisitCounts()
+
+        def phase(outcome: bool) -> Any:
+            def make() -> Any:
+                env = game(max_episode_steps=4)
+                return VisitRewardWrapper(env, outcome=False, counts=counts) if not outcome else env
+
+            return make_vec_env(make, n_envs=4, seed=0)
+
+        model = make_model(GRPO, learner, phase(False))
+        model.learn(1)
+        assert counts.counts.total() > 8
+        assert model._n_updates > 0  # no game was won, and still episodes differ in what they were paid
+        assert not any(model.ep_success_buffer)
+        seen, updates = counts.counts.total(), model._n_updates
+        model.set_env(phase(True))
+        model.learn(1, reset_num_timesteps=False)
+        assert counts.counts.total() == seen
+        assert model._n_updates == updates  # by the outcome alone nothing tells the lost games apart

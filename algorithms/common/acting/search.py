@@ -36,7 +36,7 @@ _MAX_TREE = 1024
 
 
 class PRMRows:
-    """A process reward model that follows running episodes with caches of its own."""
+    """A process reward model that follows running episodes with caches of its own; ``n_scored`` counts responses."""
 
     def __init__(self, prm: ProcessRewardModel, n_rows: int, cache_tokens: int | None = None) -> None:
         """Make empty rows.
@@ -46,7 +46,7 @@ class PRMRows:
             n_rows: how many episodes run at once, 1 or more.
             cache_tokens: tokens that its cache may hold over all rows; ``None``: no limit.
         """
-        self.prm = prm
+        self.prm, self.n_scored = prm, 0
         # The same room for a response as where the model is fitted: long transcripts have to be shortened at the same turns.
         self._rows = TranscriptRows(TranscriptDecoder(prm.lm, n_rows, max_tokens=cache_tokens), prm.reserve)
 
@@ -103,7 +103,7 @@ class PRMRows:
         Returns:
             For each request Q in (0, 1) of its responses.
         """
-        prm = self.prm
+        prm, self.n_scored = self.prm, self.n_scored + sum(map(len, places))
         extensions = [
             Extension.below(r.row, self._rows.writer(r.row).ids, tree) for r, tree in zip(requests, trees, strict=True)
         ]

@@ -3,7 +3,8 @@
 ``L = -E_{a ~ pi_ref} [ min(exp(A(s, a) / beta), w_max) log pi(a|s) ]``. Without the cap its optimum is
 ``pi*(a|s) ~ pi_ref(a|s) exp(A(s, a) / beta)``, that of the objective ``"closed_form"``, whose loss it is up to the factor
 ``Z(s) = sum_a pi_ref(a|s) exp(A(s, a) / beta)``. Commands are drawn from the present policy, so a command counts
-``pi_ref / pi`` times its draws. The baseline of A is the mean score of the drawn commands under the reference. A is not normalised.
+``pi_ref / pi`` times its draws. The baseline of A is the mean score of the drawn commands under the reference, and A is not
+normalised.
 """
 
 from __future__ import annotations
