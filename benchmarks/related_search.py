@@ -1,0 +1,271 @@
+"""Searches at equal model calls: ``python -m benchmarks.related_search [--quick] [--seeds 0 1 2] [--budget 100]``.
+
+One policy (``sft_v1``, fixed) plays generated ``valid_seen`` games with each search of the toolkit. For each seed a process
+reward model is fitted to the policy's rollouts on train games, and a model of the world to the transitions of other ones.
+
+Each search gets the largest setting that is expected to stay within ``--budget`` model calls a turn: a call is one drawn
+response or one distribution over commands, the score of one command, or one imagined outcome. A turn has about 25 admissible
+commands, so whatever scores all of them costs that much. What was really called is measured and stands in the table, beside the
+steps in the true game, which are privileged and cost no call. ``backtrack`` and everything with ``world`` = engine is planning
+with a simulator, and is to be compared with other such rows only.
+
+What is finished stays in ``--work``, so an interrupted study goes on. It writes ``results/related_search.json`` and a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from agentprm_gym.files import write_whole
+from algorithms.cli.main import main as agentprm
+from algorithms.cli.output import PlainConsole, provenance, write_json
+from algorithms.common.acting.planning.situations import MODELS, model_calls
+from algorithms.common.acting.planning.world_model import WorldModel, transitions
+from algorithms.common.acting.rollouts import RolloutTask, collect
+from algorithms.common.measure.evaluation import draw_games, evaluate, make_eval_env, wilson
+from algorithms.common.shell.load import load_actor, load_policy
+from benchmarks.leaderboard import BRANCHES, SFT
+
+RESULTS = Path(__file__).parent / "results"
+#: Mean number of admissible commands of a turn, rounded; settings are computed with it, and calls are measured.
+N_COMMANDS = 25
+_QUICK_FIT = ("rollout.n_games=30", "rollout.n_repeats=1", "rollout.n_branch_states=10", "improve.n_updates=1")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the study.
+
+    Attributes:
+        name: of the row.
+        search: the search, as ``load_actor`` takes it.
+        n: draws.
+        depth: steps ahead.
+        options: of the search; ``world="fitted"`` stands for the seed's model of the world.
+        privileged: whether the true game is looked at.
+    """
+
+    name: str
+    search: str
+    n: int = 1
+    depth: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+    privileged: bool = False
+
+
+def settings(budget: int) -> list[Setting]:
+    """Every search with the largest setting that is expected to stay within so many model calls a turn.
+
+    Args:
+        budget: model calls a turn, ``N_COMMANDS + 1`` or more.
+
+    Raises:
+        ValueError: the budget does not suffice to score one turn's commands.
+    """
+    one = N_COMMANDS + 1  # a distribution, and the scores of all commands
+    if budget < one:
+        raise ValueError(f"--budget must be {one} or more, the calls of one look at a turn, got {budget}")
+    looks = budget // one
+    half = max(1, budget // 2)
+    fitted, imagined = {"world": "fitted"}, max(1, (budget - 1) // (one + 1))
+    return [
+        Setting("none", "none"),
+        Setting("best-of-n", "best-of-n", half),
+        Setting("vote", "vote", budget),
+        Setting("vote-similar", "vote-similar", min(budget, 32)),  # its own cost grows with the square
+        Setting("vote-prm", "vote-prm", half),
+        Setting("prm-greedy", "prm-greedy"),
+        Setting("refine", "refine", max(1, budget - N_COMMANDS)),
+        Setting("predictive, fitted world", "predictive", imagined, 1, fitted),
+        Setting("beam, fitted world", "beam", 3, 2, {"beam": max(1, looks - 1), **fitted}),
+        Setting("predictive, engine", "predictive", max(1, (budget - 1) // N_COMMANDS), 1, {}, True),
+        Setting("beam, engine", "beam", 3, 2, {"beam": max(1, looks - 1)}, True),
+        Setting("beam, engine, alpha 0", "beam", 3, 2, {"beam": max(1, looks - 1), "alpha": 0.0}, True),
+        Setting("tree, PRM leaves", "tree", 4, 4, {"leaf": "prm", "n_iterations": looks}, True),
+        Setting("tree, rollout leaves", "tree", 4, 15, {"n_iterations": max(1, budget // 15)}, True),
+        Setting(
+            "tree, rollouts, max backup", "tree", 4, 15, {"n_iterations": max(1, budget // 15), "backup": "max"}, True
+        ),
+        Setting("look-ahead", "look-ahead", 4, 1, {}, True),
+        Setting("backtrack", "backtrack", 3, 30, {"max_steps": 100}, True),
+    ]
+
+
+def calls_of(actor: Any, setting: Setting, n_turns: int) -> dict[str, int]:
+    """How often each kind of model was called.
+
+    Args:
+        actor: after it has played.
+        setting: what it played.
+        n_turns: turns that it played.
+    """
+    if hasattr(actor, "calls"):
+        return {name: int(actor.calls.get(name, 0)) for name in (*MODELS, "steps")}
+    draws = {"none": 1, "vote": setting.n, "best-of-n": setting.n}.get(setting.search, 0)
+    rows = getattr(actor, "prm_rows", None)
+    return {"policy": draws * n_turns, "prm": 0 if rows is None else rows.n_scored, "world": 0, "steps": 0}
+
+
+class Study:
+    """Folders and parts of the study."""
+
+    def __init__(self, work: Path, *, quick: bool, budget: int, n_games: int) -> None:
+        self.work, self.quick, self.budget, self.n_games = work, quick, budget, n_games
+
+    def prm(self, seed: int) -> Path:
+        """The process reward model of a seed.
+
+        Raises:
+            RuntimeError: its training failed.
+        """
+        out = self.work / f"prm_{seed}"
+        if not (out / "model.zip").exists():
+            fit = _QUICK_FIT if self.quick else ("improve.n_updates=1", *BRANCHES)
+            words = ["train", "--algo", "agentprm", "--policy", SFT, "--iterations", 1, "--games", "generated"]
+            words += ["--seed", seed, "--threads", 1, "--out", out, "--set", *fit]
+            if agentprm([str(word) for word in words]):
+                raise RuntimeError(f"the process reward model of seed {seed} could not be made; see the message above")
+        return out / "model.zip"
+
+    def world(self, seed: int) -> Path:
+        """The model of the world of a seed, and its losses beside it."""
+        path = self.work / f"world_{seed}.zip"
+        if not path.exists():
+            venv = make_eval_env(n_envs=32, games="generated", split="train", max_episode_steps=30)
+            policy: Any = load_policy(SFT, venv)
+            rng = np.random.default_rng([seed, 77])
+            n = 8 if self.quick else 400
+            games = rng.permutation(int(venv.get_attr("n_games", indices=[0])[0]))[:n]
+            tasks = [RolloutTask({"game": int(g)}, (seed, 77, i)) for i, g in enumerate(games)]
+            played = collect(policy.actor(venv.num_envs), venv, tasks) or []
+            venv.close()
+            data = transitions([rollout.episode for rollout in played])
+            model = WorldModel(policy.lm, {"r": 16, "lora_alpha": 32})
+            losses = model.fit(data[: 40 if self.quick else None], n_epochs=1 if self.quick else 2, rng=rng)
+            model.save(path)
+            write_whole(path.with_suffix(".json"), json.dumps({"n_transitions": len(data), "losses": losses}))
+        return path
+
+    def play(self, setting: Setting, seed: int) -> dict[str, Any]:
+        """Play the games with one search; what was played before is read."""
+        slug = "".join(c if c.isalnum() else "_" for c in setting.name)
+        path = self.work / f"{slug}_{self.budget}_{self.n_games}_{seed}.json"
+        if path.exists():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        options = dict(setting.options)
+        if options.get("world") == "fitted":
+            options["world"] = str(self.world(seed))
+        needs = setting.search not in ("none", "vote", "vote-similar") and options.get("leaf") != "rollout"
+        venv = make_eval_env(n_envs=16, games="generated", split="valid_seen", max_episode_steps=30)
+        types = [g.split("-", 1)[0] for g in venv.get_attr("games", indices=[0])[0].game_ids]
+        games = draw_games(types, self.n_games, 0)
+        actor: Any = load_actor(
+            SFT,
+            venv,
+            search=setting.search,
+            n=setting.n,
+            depth=setting.depth,
+            prm=str(self.prm(seed)) if needs else None,
+            search_options=options or None,
+        )
+        begun = time.perf_counter()
+        episodes = evaluate(actor, venv, games=games, seed=seed)
+        venv.close()
+        n_turns = sum(len(e.turns) for e in episodes)
+        row = {
+            "name": setting.name,
+            "seed": seed,
+            "privileged": setting.privileged,
+            "n": setting.n,
+            "depth": setting.depth,
+            "options": setting.options,
+            "n_games": len(episodes),
+            "won": sum(e.success for e in episodes),
+            "n_turns": n_turns,
+            "calls": calls_of(actor, setting, n_turns),
+            "seconds": time.perf_counter() - begun,
+        }
+        write_whole(path, json.dumps(row))
+        return row
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a search, over its seeds: success with a Wilson interval over all games played, and calls a turn."""
+    out = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        some = [row for row in rows if row["name"] == name]
+        won, played = (sum(row[key] for row in some) for key in ("won", "n_games"))
+        turns = sum(row["n_turns"] for row in some)
+        low, high = wilson(won, played)
+        out.append(
+            {
+                "name": name,
+                "privileged": some[0]["privileged"],
+                "success": won / played,
+                "low": low,
+                "high": high,
+                "by_seed": [row["won"] / row["n_games"] for row in some],
+                "mean_turns": turns / played,
+                "calls_a_turn": sum(model_calls(row["calls"]) for row in some) / turns,
+                "steps_a_turn": sum(row["calls"]["steps"] for row in some) / turns,
+                "seconds": sum(row["seconds"] for row in some),
+            }
+        )
+    return out
+
+
+def table(rows: Sequence[dict[str, Any]], budget: int) -> Table:
+    """The summary to read."""
+    shown = Table(title=f"searches at about {budget} model calls a turn")
+    for column in ("search", "success", "95 %", "turns", "calls/turn", "steps/turn", "true game"):
+        shown.add_column(column)
+    for row in rows:
+        interval = f"{100 * row['low']:.0f} to {100 * row['high']:.0f}"
+        numbers = (f"{100 * row['success']:.1f} %", interval, f"{row['mean_turns']:.1f}", f"{row['calls_a_turn']:.1f}")
+        shown.add_row(row["name"], *numbers, f"{row['steps_a_turn']:.1f}", "yes" if row["privileged"] else "")
+    return shown
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="few games and a small fit: to see that it runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--budget", type=int, default=100, help="model calls a turn (default: 100)")
+    parser.add_argument(
+        "--games", type=int, default=None, help="held-out games a search (default: 120; 3 with --quick)"
+    )
+    parser.add_argument("--work", type=Path, default=Path("runs/related_search"), help="where finished parts stay")
+    parser.add_argument("--out", type=Path, default=RESULTS / "related_search.json")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only searches whose names begin so")
+    args = parser.parse_args(argv)
+    n_games = args.games or (3 if args.quick else 120)
+    work = args.work / ("quick" if args.quick else "full")
+    work.mkdir(parents=True, exist_ok=True)
+    study = Study(work, quick=args.quick, budget=args.budget, n_games=n_games)
+    chosen = [s for s in settings(args.budget) if not args.only or s.name.startswith(tuple(args.only))]
+    console, rows = PlainConsole(), []
+    for seed in args.seeds[:1] if args.quick else args.seeds:
+        for setting in chosen:
+            rows.append(study.play(setting, seed))
+            console.print(f"seed {seed}, {setting.name}: {rows[-1]['won']} of {rows[-1]['n_games']} games won")
+    found = summary(rows)
+    console.print(table(found, args.budget))
+    if not args.quick:
+        about = {"budget": args.budget, "n_games": n_games, "seeds": args.seeds, "policy": Path(SFT).name}
+        date = datetime.date.today().isoformat()
+        write_json(args.out, {**provenance(), "date": date, **about, "summary": found, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
