@@ -16,7 +16,8 @@ from algorithms.common.learning.grouped import Played
 from algorithms.common.prm.objectives.awr import MAX_WEIGHT, awr
 from algorithms.common.prm.objectives.choice import Choice
 from algorithms.common.prm.objectives.closed_form import closed_form
-from algorithms.common.prm.objectives.online_dpo import dpo_loss, smoothed_dpo_loss
+from algorithms.common.prm.objectives.online_dpo import dpo_loss
+from algorithms.common.prm.objectives.smoothed_dpo import smoothed_dpo_loss
 from algorithms.online_dpo.trees import TreeStage
 from tests.algorithm_helpers import make_alfworld, make_model
 from tests.chain_env import ON, make_chain

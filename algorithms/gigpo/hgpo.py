@@ -25,7 +25,6 @@ from agentprm_gym.checks import check_float, check_int
 from algorithms.common.learning.advantages import Floats, by_group, discounted_returns, group_advantages
 from algorithms.common.learning.clipped import Sample
 from algorithms.gigpo.gigpo import GiGPO
-from algorithms.grpo.grpo import GRPO
 
 
 class HGPO(GiGPO):
@@ -122,7 +121,7 @@ class HGPO(GiGPO):
 
     def advantages(self, samples: Sequence[Sample]) -> None:
         """``A_episode + step_coef * sum_k w_k A^(k)``."""
-        GRPO.advantages(self, samples)
+        super(GiGPO, self).advantages(samples)  # those of GRPO
         returns = np.concatenate([discounted_returns(s.rollout.rewards, self.gamma) for s in samples])
         of_turns = [(s, [(t.feedback, tuple(t.admissible_commands)) for t in s.episode.turns]) for s in samples]
         groups = [

@@ -26,7 +26,8 @@ from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.learning.batches import minibatches, pieces
 from algorithms.common.learning.clipped import REFERENCE
 from algorithms.common.learning.grouped import GroupedLLMAlgorithm, Played, check_group_size
-from algorithms.common.prm.objectives.online_dpo import dpo_loss, smoothed_dpo_loss
+from algorithms.common.prm.objectives.online_dpo import dpo_loss
+from algorithms.common.prm.objectives.smoothed_dpo import smoothed_dpo_loss
 from algorithms.online_dpo.trees import TreeStage
 
 #: Random stream of the trees of an iteration.
