@@ -53,6 +53,18 @@ class ValueModel:
         Returns:
             For each episode (T,) float32.
         """
+        values = self.head(self.states(episodes)).squeeze(-1)  # (N,)
+        return list(values.split([len(e.turns) for e in episodes]))
+
+    def states(self, episodes: Sequence[Episode]) -> torch.Tensor:
+        """Hidden states before every turn, in one forward pass with gradients; the caller activates the adapter.
+
+        Args:
+            episodes: a batch of episodes; of the last turn only the prompt is read.
+
+        Returns:
+            (N, H) float32, N turns in all.
+        """
         trees: list[TokenTree] = []
         rows: list[tuple[int, int, int]] = []  # episode, row of the batch, last prompt token
         for b, episode in enumerate(episodes):
@@ -62,8 +74,7 @@ class ValueModel:
         wanted = [[end for _, r, end in rows if r == row] for row in range(len(trees))]
         hidden, starts = self.lm.tree_hidden(trees, wanted)  # (M, H)
         index = torch.tensor([starts[row] + end for _, row, end in rows], device=hidden.device)
-        values = self.head(hidden[index].float()).squeeze(-1)  # (N,)
-        return list(values.split([len(e.turns) for e in episodes]))
+        return hidden[index].float()
 
     @torch.no_grad()
     def predict(self, episodes: Sequence[Episode], micro_batch_size: int) -> list[list[float]]:
