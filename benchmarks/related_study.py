@@ -3,9 +3,9 @@
 The policy, cloned from 100 demonstrations, plays train games. A process reward model is fitted to every kind of target, always
 on the same trunks, with as many steps of the environment in all, and with as many episodes read in all passes together. What
 differs is how the steps behind the trunks are spent: on more episodes from the start of games, on branches that try the
-commands of one state, or on peeks, which try each command for one step and ask a value model about the rest. It is measured on panel
-states of ``valid_seen`` with ``fair`` labels, which no fit saw: pairs in the right order, the regret of the favourite, and of
-the favourite among 8 and 32 draws of the policy. The line to beat is the policy's log-probability.
+commands of one state, or on peeks, which try each command for one step and ask a value model about the rest. It is measured on
+panel states of ``valid_seen`` with ``fair`` labels, which no fit saw: pairs in the right order, the regret of the favourite,
+and of the favourite among 8 and 32 draws of the policy. The line to beat is the policy's log-probability.
 
 The value model's own fit is not counted in steps, since it takes none; the seconds of each cell hold it.
 

@@ -18,6 +18,7 @@ from algorithms.gigpo import HGPO, GiGPO
 from algorithms.gigpo.hgpo import hierarchy_advantages
 from algorithms.grpo import GRPO, IStar
 from algorithms.grpo.istar import IMPLICIT, implicit_loss
+from algorithms.testing import check_algorithm
 from tests.algorithm_helpers import SMALL_ON_POLICY, make_toy
 
 
@@ -154,3 +155,8 @@ def test_settings_out_of_range_are_refused(learner: str, algorithm: type, settin
 def test_both_have_at_most_25_options() -> None:
     for algorithm in (HGPO, IStar):
         assert len(algorithm.constructor_names()) <= 25
+
+
+@pytest.mark.parametrize("algorithm", [HGPO, IStar])
+def test_both_keep_the_contract_of_algorithms(learner: str, algorithm: type) -> None:
+    check_algorithm(lambda env: algorithm(learner, env, **SMALL_ON_POLICY), "TextIdentity-v0")

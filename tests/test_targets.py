@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.learning.value import VALUE
 from tests.algorithm_helpers import SMALL_AGENT_PRM, make_model, make_toy, merged
 from tests.chain_env import BACK, N_ROOMS, ON, make_chain
+from tests.test_resume import LONG, go_on, same
 
 GAMMA = 0.9
 
@@ -220,6 +223,31 @@ def test_the_reference_stays_the_first_policy_and_survives_a_restart(learner: st
     shared = [values for _, values in noted]
     common = shared[0].keys() & shared[-1].keys()
     assert common and all(shared[0][k] == pytest.approx(shared[-1][k], abs=1e-5) for k in common)
+
+
+def test_a_run_that_is_killed_goes_on_with_the_same_targets(learner: str, tmp_path: Path) -> None:
+    """Values of states are no part of a checkpoint: they are fitted again, from the same random stream."""
+    toy = make_toy()
+    settings = {
+        "n_iterations": 2,
+        "rollout": {"n_peek_states": 4},
+        "prm": {"init": "base", "target": "td", "shaping_coef": 0.5},
+        "policy_kwargs": {"lora": {"r": 4, "lora_dropout": 0.1}},
+    }
+    model = make_model(AgentPRM, learner, toy, **settings)
+    model.checkpoint_dir = tmp_path / "run"
+    write = model.write_checkpoint
+
+    def watched(gathered: Any) -> None:
+        write(gathered)
+        stage = model.stages_done[-1] if model.stages_done else "end"
+        shutil.copytree(model.checkpoint_dir, tmp_path / f"{model.iteration}-{stage}")
+
+    model.write_checkpoint = watched
+    model.learn(LONG)
+    for copy in ("0-roll out", "0-fit", "1-end", "1-fit"):
+        torch.manual_seed(99)
+        assert same(go_on(AgentPRM, tmp_path / copy, toy), model), copy
 
 
 # ---------------------------------------------------------------------- entropic

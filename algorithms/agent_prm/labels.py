@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from algorithms.agent_prm.options import FitOptions
 from algorithms.agent_prm.rollout import Experience
 from algorithms.agent_prm.target_entropic import entropic_table
@@ -106,9 +108,13 @@ class Labels:
         Args:
             experience: what the policy played.
         """
-        model, fit = self.algorithm, self.algorithm.fit
-        if not needs_notes(fit) or experience.notes is not None:
+        if not needs_notes(self.algorithm.fit) or experience.notes is not None:
             return
+        with torch.random.fork_rng():  # heads are made at random before they are set: other streams must not notice
+            experience.notes = self._notes(experience)
+
+    def _notes(self, experience: Experience) -> Notes:
+        model, fit = self.algorithm, self.algorithm.fit
         options = ValueOptions(fit.learning_rate, fit.batch_size, fit.value_epochs, model.micro_batch_size)
         # The first own turn of a branch was chosen for the policy, so its return says nothing about V of the state before it.
         own = [(r.episode, 0) for r in (*experience.trunks, *experience.others)]
@@ -126,11 +132,13 @@ class Labels:
         reference = None
         if fit.shaping_coef > 0:
             alpha = fit.shaping_coef * fit.shaping_decay**model.iteration
-            known = predict_values(self._reference_model(), episodes, model.micro_batch_size) if alpha > 0 else {}
+            known = values  # of the same model in the first iteration
+            if alpha > 0 and not first:
+                known = predict_values(self._reference_model(), episodes, model.micro_batch_size)
             reference = Reference(known, alpha)
         if VALUE in model.lm.adapters:
             model.lm.remove_adapter(VALUE)
-        experience.notes = Notes(values, reference)
+        return Notes(values, reference)
 
     def _reference_model(self) -> ValueModel:
         assert self._reference is not None
