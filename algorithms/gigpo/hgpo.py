@@ -121,7 +121,7 @@ class HGPO(GiGPO):
 
     def advantages(self, samples: Sequence[Sample]) -> None:
         """``A_episode + step_coef * sum_k w_k A^(k)``."""
-        super(GiGPO, self).advantages(samples)  # those of GRPO
+        super(GiGPO, self).advantages(samples)  # A_episode alone: the steps are compared here
         returns = np.concatenate([discounted_returns(s.rollout.rewards, self.gamma) for s in samples])
         of_turns = [(s, [(t.feedback, tuple(t.admissible_commands)) for t in s.episode.turns]) for s in samples]
         groups = [
