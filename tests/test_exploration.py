@@ -179,15 +179,15 @@ def test_the_summary_is_what_came_later_about_the_task() -> None:
 @pytest.mark.parametrize("algorithm", [GRPO, PPO, RFT, OnlineDPO, AgentPRM])
 def test_algorithms_learn_while_they_explore(algorithm: type, learner: str) -> None:
     explore = {"reset_share": 0.3, "deviation_share": 0.3, "steer_share": 0.5, "hindsight_states": 2}
-    differs = False
-    for seed in range(3):
-        model = make_model(algorithm, learner, make_toy(), seed=seed, policy_kwargs={"explore": explore})
-        assert model.policy.explore == Exploration(**explore)
-        plain = make_model(algorithm, learner, make_toy(), seed=seed)
-        for one in (model, plain):
-            one.learn(1)
-        differs |= model.num_timesteps != plain.num_timesteps
-    assert differs  # episodes that begin in the middle are shorter, hindsight adds some
+    more: dict[str, Any] = {"rollout": {"n_repeats": 8}} if algorithm is AgentPRM else {"n_games": 8}
+    model = make_model(algorithm, learner, make_chain(), policy_kwargs={"explore": explore}, **more)
+    assert model.policy.explore == Exploration(**explore)
+    plain = make_model(algorithm, learner, make_chain(), **more)
+    for one in (model, plain):
+        one.learn(1)
+    # Episodes that begin in the middle are shorter, and hindsight adds some.
+    assert model.num_timesteps != plain.num_timesteps
+    assert model.iteration == plain.iteration == 1
 
 
 def test_a_save_keeps_the_options(learner: str, tmp_path: Path) -> None:
@@ -226,3 +226,24 @@ def test_algorithms_that_cannot_explore_say_so(learner: str) -> None:
             policy_kwargs={"explore": {"reset_share": 0.5}},
             demonstrations=echo_demonstrations(),
         )
+
+
+def test_turns_of_a_history_are_not_learnt_from(learner: str) -> None:
+    """Every episode begins in an expert's or own state or at the start; only turns behind the history have an advantage."""
+    explore = {"reset_share": 0.5, "deviation_share": 0.3}
+    model = make_model(PPO, learner, make_chain(), policy_kwargs={"explore": explore})
+    seen: list[tuple[int, Any, Any]] = []
+    updates = model._updates
+
+    def watched(samples: Any) -> Any:
+        seen.extend((s.rollout.n_history, s.advantages.copy(), list(s.rollout.rewards)) for s in samples)
+        return updates(samples)
+
+    model._updates = watched
+    for _ in range(4):
+        model.learn(1, reset_num_timesteps=False)
+    assert any(n for n, *_ in seen)
+    for n, advantages, rewards in seen:
+        assert len(advantages) == len(rewards)
+        assert not advantages[:n].any()
+        assert not any(rewards[:n])

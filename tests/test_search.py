@@ -238,8 +238,8 @@ def test_searches_by_name(policy: LLMPolicy, household: VecEnv) -> None:
     actor: Actor = load_actor(policy.lm.name, household, search="vote", n=3, action_mode="score")
     assert isinstance(actor, VoteActor)
     assert actor.policy.responder.mode == "score"
-    with pytest.raises(ValueError, match=r"'beam'.*best-of-n"):
-        load_actor(policy.lm.name, household, search="beam")
+    with pytest.raises(ValueError, match=r"'beams'.*best-of-n"):
+        load_actor(policy.lm.name, household, search="beams")
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,8 @@ class PPO(OnPolicyLLMAlgorithm):
             last = v[n] if sample.rollout.cut_off else 0.0
             sample.advantages = gae(sample.rollout.rewards, v[:n], self.gamma, self.gae_lambda, last)
             sample.returns = sample.advantages + np.array(v[:n])
+            # What follows turns that somebody else played is not this policy's: there the critic keeps what it says.
+            sample.returns[: sample.rollout.n_history] = v[: sample.rollout.n_history]
         everything = np.concatenate([s.advantages for s in samples])
         returns = np.concatenate([s.returns for s in samples])
         spread = float(returns.var())
