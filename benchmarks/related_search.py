@@ -7,7 +7,7 @@ Each search gets the largest setting that is expected to stay within ``--budget`
 response or one distribution over commands, the score of one command, or one imagined outcome. A turn has about 25 admissible
 commands, so whatever scores all of them costs that much. What was really called is measured and stands in the table, beside the
 steps in the true game, which are privileged and cost no call. ``backtrack`` and everything with ``world`` = engine is planning
-with a simulator, and is to be compared with other such rows only.
+with a simulator, and is to be compared with other such rows only. ``look-ahead`` cannot be made that small: its row says so.
 
 What is finished stays in ``--work``, so an interrupted study goes on. It writes ``results/related_search.json`` and a table.
 """
@@ -96,7 +96,8 @@ def settings(budget: int) -> list[Setting]:
         Setting(
             "tree, rollouts, max backup", "tree", 4, 15, {"n_iterations": max(1, budget // 15), "backup": "max"}, True
         ),
-        Setting("look-ahead", "look-ahead", 4, 1, {}, True),
+        # It scores all commands behind each of all commands, some 650 calls, and has no smaller setting.
+        Setting("look-ahead (beyond the budget)", "look-ahead", 4, 1, {}, True),
         Setting("backtrack", "backtrack", 3, 30, {"max_steps": 100}, True),
     ]
 
