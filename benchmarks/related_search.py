@@ -4,7 +4,7 @@ One policy (``sft_v1``, fixed) plays generated ``valid_seen`` games with each se
 reward model is fitted to the policy's rollouts on train games, and a model of the world to the transitions of other ones.
 
 Each search gets the largest setting that is expected to stay within ``--budget`` model calls a turn: a call is one drawn
-response or one distribution over commands, the score of one command, or one imagined outcome. A turn has about 25 admissible
+response or one distribution over commands, the score of one command, or one imagined outcome. A turn has about 30 admissible
 commands, so whatever scores all of them costs that much. What was really called is measured and stands in the table, beside the
 steps in the true game, which are privileged and cost no call. ``backtrack`` and everything with ``world`` = engine is planning
 with a simulator, and is to be compared with other such rows only. ``look-ahead`` cannot be made that small: its row says so.
@@ -18,6 +18,7 @@ import argparse
 import datetime
 import json
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,7 @@ from benchmarks.leaderboard import BRANCHES, SFT
 
 RESULTS = Path(__file__).parent / "results"
 #: Mean number of admissible commands of a turn, rounded; settings are computed with it, and calls are measured.
-N_COMMANDS = 25
+N_COMMANDS = 32
 _QUICK_FIT = ("rollout.n_games=30", "rollout.n_repeats=1", "rollout.n_branch_states=10", "improve.n_updates=1")
 
 
@@ -91,12 +92,12 @@ def settings(budget: int) -> list[Setting]:
         Setting("predictive, engine", "predictive", max(1, (budget - 1) // N_COMMANDS), 1, {}, True),
         Setting("beam, engine", "beam", 3, 2, {"beam": max(1, looks - 1)}, True),
         Setting("beam, engine, alpha 0", "beam", 3, 2, {"beam": max(1, looks - 1), "alpha": 0.0}, True),
-        Setting("tree, PRM leaves", "tree", 4, 4, {"leaf": "prm", "n_iterations": looks}, True),
+        Setting("tree, PRM leaves", "tree", 4, 4, {"leaf": "prm", "n_iterations": max(1, looks - 1)}, True),
         Setting("tree, rollout leaves", "tree", 4, 15, {"n_iterations": max(1, budget // 15)}, True),
         Setting(
             "tree, rollouts, max backup", "tree", 4, 15, {"n_iterations": max(1, budget // 15), "backup": "max"}, True
         ),
-        # It scores all commands behind each of all commands, some 650 calls, and has no smaller setting.
+        # It scores all commands behind each of all commands, some 1000 calls, and has no smaller setting.
         Setting("look-ahead (beyond the budget)", "look-ahead", 4, 1, {}, True),
         Setting("backtrack", "backtrack", 3, 30, {"max_steps": 100}, True),
     ]
@@ -160,7 +161,9 @@ class Study:
     def play(self, setting: Setting, seed: int) -> dict[str, Any]:
         """Play the games with one search; what was played before is read."""
         slug = "".join(c if c.isalnum() else "_" for c in setting.name)
-        path = self.work / f"{slug}_{self.budget}_{self.n_games}_{seed}.json"
+        # Other settings are another row, and are played anew.
+        mark = zlib.crc32(repr(setting).encode())
+        path = self.work / f"{slug}_{mark:08x}_{self.n_games}_{seed}.json"
         if path.exists():
             return dict(json.loads(path.read_text(encoding="utf-8")))
         options = dict(setting.options)
