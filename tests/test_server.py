@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import httpx
 import numpy as np
 import pytest
+from packaging.version import Version
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
@@ -72,6 +74,8 @@ def serving(model: str, log: Path) -> Iterator[Server]:
     program = Path(sys.executable).parent / "transformers"
     if not program.is_file():
         pytest.skip("`transformers serve` is not installed: pip install -e .[dev]")
+    if Version(metadata.version("transformers")) < Version("5.5"):
+        pytest.skip("`transformers serve` takes a model from transformers 5.5 on")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
