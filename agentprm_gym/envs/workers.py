@@ -26,13 +26,22 @@ class WorkerError(RuntimeError):
         """Say which worker it was, how it ended, and what to do."""
         self.index = index
         super().__init__(
-            f"the worker of environment {index} of {n} (process {process.pid}) ended {_how(process.exitcode)}, and its episode "
-            "is lost. A worker that is killed often means that the memory is full: make the vector environment again, with "
-            "fewer environments or in one process (DummyVecEnv, SyncVectorEnv); a run with a checkpoint goes on with resume()"
+            f"the worker of environment {index} of {n} (process {process.pid}) ended {how_it_ended(process.exitcode)}, and its "
+            "episode is lost. A worker that is killed often means that the memory is full: make the vector environment again, "
+            "with fewer environments or in one process (DummyVecEnv, SyncVectorEnv); a run with a checkpoint goes on with resume()"
         )
 
 
-def _how(code: int | None) -> str:
+def how_it_ended(code: int | None) -> str:
+    """Say how a process ended.
+
+    Args:
+        code: its exit code; below 0, the signal that ended it.
+
+    Example:
+        >>> how_it_ended(-9)
+        'by SIGKILL'
+    """
     if code is None or code >= 0:
         return f"with exit status {code}"
     try:
