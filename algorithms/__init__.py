@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from algorithms.agent_prm import AgentPRM as AgentPRM
+    from algorithms.common.acting.ray_workers import RayWorkers as RayWorkers
+    from algorithms.common.acting.workers import RolloutWorkers as RolloutWorkers
     from algorithms.common.learning.on_policy import OnPolicyLLMAlgorithm as OnPolicyLLMAlgorithm
     from algorithms.common.measure.evaluation import by_task_type as by_task_type
     from algorithms.common.measure.evaluation import evaluate as evaluate
@@ -40,6 +42,8 @@ _MODULES = {
     "REINFORCE": "algorithms.reinforce",
     "RFT": "algorithms.rft",
     "RLOO": "algorithms.rloo",
+    "RayWorkers": "algorithms.common.acting.ray_workers",
+    "RolloutWorkers": "algorithms.common.acting.workers",
     "SFT": "algorithms.sft",
     "by_task_type": "algorithms.common.measure.evaluation",
     "evaluate": "algorithms.common.measure.evaluation",
@@ -63,6 +67,8 @@ __all__ = [
     "LLMAlgorithm",
     "OnPolicyLLMAlgorithm",
     "OnlineDPO",
+    "RayWorkers",
+    "RolloutWorkers",
     "by_task_type",
     "evaluate",
     "load_actor",

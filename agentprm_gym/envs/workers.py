@@ -28,7 +28,8 @@ class WorkerError(RuntimeError):
         super().__init__(
             f"the worker of environment {index} of {n} (process {process.pid}) ended {how_it_ended(process.exitcode)}, and its "
             "episode is lost. A worker that is killed often means that the memory is full: make the vector environment again, "
-            "with fewer environments or in one process (DummyVecEnv, SyncVectorEnv); a run with a checkpoint goes on with resume()"
+            "with fewer environments or in one process (DummyVecEnv, SyncVectorEnv); a run with a checkpoint goes on with "
+            "resume()"
         )
 
 

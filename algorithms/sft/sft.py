@@ -208,7 +208,7 @@ class SFT(LLMAlgorithm):
         tasks = [RolloutTask({"game": int(g)}, (seed, self.iteration, 2, i)) for i, g in enumerate(chosen)]
         actor = self.policy.actor(venv.num_envs)
         with self.lm.merged(POLICY):
-            rollouts = collect(actor, venv, tasks, snapshots=self.teacher == "planner") or []
+            rollouts = collect(actor, venv, tasks, snapshots=self.teacher == "planner", workers=self.workers) or []
         self.record_episodes([rollout.episode for rollout in rollouts])
         self.record_acting(actor)
         games = venv.get_attr("games", indices=[0])[0] if self.teacher == "planner" else None

@@ -212,7 +212,7 @@ class RayWorkers(Workers):
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         n_cpus = math.ceil(self.n_workers * self.num_cpus)
-        self._ray.init(address="local", num_cpus=n_cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        self._ray.init(address="local", num_cpus=n_cpus, include_dashboard=False, **quiet)
 
     @property
     def pids(self) -> list[int]:

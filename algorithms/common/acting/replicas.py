@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
@@ -24,8 +25,9 @@ from agentprm_gym.checks import check_int
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.adapter_set import is_quantized
 from agentprm_gym.llm.model import lora_settings
+from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
-from algorithms.common.acting.rollouts import Rollout, RolloutTask, stream
+from algorithms.common.acting.rollouts import OnStep, Rollout, RolloutTask, stream
 
 #: So many workers are replaced one after the other, without an episode in between, before a collection is given up.
 MAX_IN_VAIN = 3
@@ -158,6 +160,8 @@ class Workers(ABC):
         counts: what the actors counted in the last collection, see :class:`PolicyActor`, and ``tokens``. What a worker did
             before it ended counts, and so does what is played again.
         n_replaced: how many workers ended and were replaced since the beginning.
+        check: called by each worker with its environments before it plays first; it raises an error where they are not those
+            that are wanted. A function of a module, or a ``functools.partial`` of one.
     """
 
     def __init__(
@@ -179,6 +183,7 @@ class Workers(ABC):
         self.n_workers = check_int("n_workers", n_workers, 1)
         self.counts: Counter[str] = Counter()
         self.n_replaced = 0
+        self.check: Callable[[VecEnv], None] | None = None
         self._in_vain = 0
         self._latest: dict[object, Counter[str]] = {}
         self._recipe = Recipe(
@@ -190,6 +195,65 @@ class Workers(ABC):
             n_threads,
         )
 
+    def collect_for(
+        self,
+        actor: PolicyActor,
+        tasks: Sequence[RolloutTask],
+        *,
+        policy_name: str = "",
+        snapshots: bool = False,
+        on_step: OnStep | None = None,
+        on_episode: Callable[[Episode], None] | None = None,
+    ) -> list[Rollout] | None:
+        """Play every task once, in place of an actor of this process.
+
+        Args:
+            actor: of :attr:`policy`; the workers' play as it does, and what they counted is added to its counts.
+            tasks: what to play.
+            policy_name: written into the episodes.
+            snapshots: keep the state before each turn, where the environments can.
+            on_step: called after each *episode*, as SB3's callbacks are after a step: ``n_running`` is how many turns were
+                played, and there are neither infos nor rewards. Returning False ends the collection.
+            on_episode: called with each finished episode.
+
+        Returns:
+            The rollouts in the order of the tasks; ``None`` if ``on_step`` ended the collection.
+
+        Raises:
+            RuntimeError: as :meth:`collect`.
+        """
+        stopped = False
+
+        def on_rollout(rollout: Rollout) -> bool:
+            nonlocal stopped
+            n_running = len(rollout.episode.turns) - rollout.n_history
+            nothing = np.zeros(0)
+            names: dict[str, Any] = {
+                "actions": [],
+                "new_obs": {},
+                "rewards": nothing,
+                "dones": nothing > 0,
+                "infos": [],
+            }
+            stopped = on_step is not None and not on_step({**names, "n_running": n_running})
+            return not stopped
+
+        rollouts = self.collect(
+            tasks,
+            temperature=actor.temperature,
+            n_candidates=actor.n_candidates,
+            policy_name=policy_name,
+            snapshots=snapshots,
+            on_episode=on_episode,
+            on_rollout=on_rollout,
+        )
+        for what, count in self.counts.items():
+            if what == "tokens":
+                actor.rows.decoder.n_fed += count
+            else:
+                actor.counts[what] += count
+        return None if stopped else rollouts
+
     def collect(
         self,
         tasks: Sequence[RolloutTask],
@@ -200,7 +264,6 @@ class Workers(ABC):
         snapshots: bool = False,
         on_episode: Callable[[Episode], None] | None = None,
         on_rollout: Callable[[Rollout], bool] | None = None,
-        check: Callable[[VecEnv], None] | None = None,
     ) -> list[Rollout]:
         """Play every task once with the policy as it is now.
 
@@ -213,8 +276,6 @@ class Workers(ABC):
             on_episode: called with each finished episode.
             on_rollout: called with each rollout as it finishes; returning False ends the collection, and what was played so
                 far is returned.
-            check: called by each worker with its environments before it plays; it raises an error where they are not those
-                that are wanted. A function of a module, or a ``functools.partial`` of one.
 
         Returns:
             The rollouts in the order of the tasks.
@@ -224,7 +285,7 @@ class Workers(ABC):
                 ended; the next collection begins with new ones.
         """
         how = {"temperature": temperature, "n_candidates": n_candidates}
-        order = Order(self.policy.lm.adapter_state(POLICY), how, policy_name, snapshots, check)
+        order = Order(self.policy.lm.adapter_state(POLICY), how, policy_name, snapshots, self.check)
         out: list[Rollout | None] = [None] * len(tasks)
         self._latest, self._in_vain = {}, 0
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +93,22 @@ class _Running:
     rewards: list[float] = field(default_factory=list)
 
 
+class PlaysElsewhere(Protocol):
+    """Workers that play with the policy of an actor; see :class:`~algorithms.common.acting.replicas.Workers`."""
+
+    def collect_for(
+        self,
+        actor: Any,
+        tasks: Sequence[RolloutTask],
+        *,
+        policy_name: str = "",
+        snapshots: bool = False,
+        on_step: OnStep | None = None,
+        on_episode: Callable[[Episode], None] | None = None,
+    ) -> list[Rollout] | None:
+        """Play every task once; arguments and result as for :func:`collect`."""
+
+
 def collect(
     actor: Actor,
     venv: VecEnv,
@@ -103,6 +119,7 @@ def collect(
     on_step: OnStep | None = None,
     on_episode: Callable[[Episode], None] | None = None,
     progress_bar: bool = False,
+    workers: PlaysElsewhere | None = None,
 ) -> list[Rollout] | None:
     """Play every task once.
 
@@ -115,6 +132,7 @@ def collect(
         on_step: called after every vector step.
         on_episode: called with each finished episode.
         progress_bar: show one, with the success rate so far.
+        workers: who play in place of ``venv``, with the actor's policy; ``on_step`` is then called once an episode.
 
     Returns:
         The rollouts in the order of the tasks, or ``None`` if ``on_step`` ended the collection.
@@ -129,13 +147,21 @@ def collect(
 
     wins = done = 0
     with tqdm(total=len(tasks), unit="episode", disable=not progress_bar) as bar:
-        for index, rollout in stream(actor, venv, tasks, policy_name=policy_name, snapshots=snapshots, on_step=watched):
-            out[index] = rollout
-            done, wins = done + 1, wins + rollout.episode.success
+
+        def told(episode: Episode) -> None:
+            nonlocal wins, done
+            done, wins = done + 1, wins + episode.success
             if on_episode is not None:
-                on_episode(rollout.episode)
+                on_episode(episode)
             bar.set_postfix(success=f"{wins / done:.3f}", refresh=False)
             bar.update()
+
+        how: dict[str, Any] = {"policy_name": policy_name, "snapshots": snapshots, "on_step": watched}
+        if workers is not None:
+            return workers.collect_for(actor, tasks, on_episode=told, **how)
+        for index, rollout in stream(actor, venv, tasks, **how):
+            out[index] = rollout
+            told(rollout.episode)
     return None if stopped else [rollout for rollout in out if rollout is not None]
 
 

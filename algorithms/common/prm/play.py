@@ -159,6 +159,7 @@ class Play:
         else:
             actor = algorithm.best_of_n(n_envs, best_of, temperature=self.temperature)
         on_episode = share_of(algorithm.on_progress, stage, len(tasks))
+        explore = algorithm.policy.explore if record else None
 
         def play(some: Sequence[RolloutTask], keep: bool = False) -> list[Rollout]:
             rollouts = collect(
@@ -168,6 +169,7 @@ class Play:
                 policy_name=f"{type(algorithm).__name__}:{algorithm.iteration}",
                 snapshots=(snapshots or keep) and algorithm.venv.has_attr("snapshot"),
                 on_step=on_step,
+                workers=algorithm.workers if own and best_of == 1 and explore is None else None,  # workers have no PRM
                 on_episode=on_episode,
             )
             if rollouts is None:
@@ -176,7 +178,6 @@ class Play:
 
         # Where two adapters take turns, neither can be folded in.
         with algorithm.lm.merged(POLICY) if own and best_of == 1 else nullcontext():
-            explore = algorithm.policy.explore if record else None
             rollouts = play(tasks) if explore is None else self._explored(explore, tasks, play, stage)
         if own and best_of == 1:
             algorithm.record_acting(actor)

@@ -97,6 +97,7 @@ def validate(algorithm: PRMAlgorithm[Any], games: Sequence[int], streams: Stream
             actor,
             algorithm.venv,
             streams.validation_tasks(games),
+            workers=algorithm.workers,
             on_episode=share_of(algorithm.on_progress, "validate", len(games)),
         )
     assert rollouts is not None

@@ -43,6 +43,7 @@ from agentprm_gym.llm.model import BUNDLED, lora_settings, resolve_model
 from agentprm_gym.llm.saving import SavedModel, read_save
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
+from algorithms.common.acting.replicas import Workers
 from algorithms.common.acting.server import CANNOT_TRAIN, is_server
 from algorithms.common.shell.errors import DivergedError
 from algorithms.common.shell.finite import check_learnt
@@ -51,6 +52,7 @@ from algorithms.common.shell.logs import ONLY_TENSORBOARD, Samples, describe_run
 from algorithms.common.shell.machine import check_device, use_fast_threads
 from algorithms.common.shell.saves import SavedAlgorithm
 from algorithms.common.shell.settings import check_learning_rate, plain_settings, with_buffers
+from algorithms.common.shell.workers import check_workers
 
 SelfLLMAlgorithm = TypeVar("SelfLLMAlgorithm", bound="LLMAlgorithm")
 
@@ -70,6 +72,9 @@ class LLMAlgorithm(SavedAlgorithm):
     Attributes:
         checkpoint_dir: folder into which :meth:`learn` writes a checkpoint after every stage or iteration, for
             :meth:`resume` to go on from; set it before the first ``learn``. ``None``: none is written.
+        workers: who play the training episodes: :class:`~algorithms.RolloutWorkers` (processes) or
+            :class:`~algorithms.RayWorkers` (a cluster), of this algorithm's policy; set it before ``learn``. ``None``: this
+            process does, in its own environments. No save holds it.
     """
 
     policy: LLMPolicy
@@ -153,6 +158,7 @@ class LLMAlgorithm(SavedAlgorithm):
         self.iteration = 0
         self.total_tokens = 0
         self.checkpoint_dir: Path | None = None
+        self.workers: Workers | None = None
         # The state that a resumed run takes over when it learns, until then.
         self._resumed: dict[str, Any] | None = None
         self._samples = Samples()
@@ -264,7 +270,8 @@ class LLMAlgorithm(SavedAlgorithm):
             progress_bar: show SB3's progress bar.
 
         Raises:
-            ValueError: without an environment, or without any limit.
+            ValueError: without an environment, without any limit, or with workers of another policy.
+            RuntimeError: a worker failed, or plays in other environments.
             DivergedError: a loss, a gradient or a weight is not finite any more.
             WorkerError: a worker process of the environments ended.
 
@@ -297,6 +304,8 @@ class LLMAlgorithm(SavedAlgorithm):
         else:
             self._go_on(resumed)
         use_fast_threads(self.lm)
+        if self.workers is not None:
+            check_workers(self.workers, self.policy, self.env)
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps and self._may_continue():
             try:
@@ -421,6 +430,8 @@ class LLMAlgorithm(SavedAlgorithm):
         self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
         self.logger.record("time/time_elapsed", int(elapsed))
         self.logger.record("time/total_tokens", self.total_tokens)
+        if self.workers is not None:
+            self.logger.record("time/workers_replaced", self.workers.n_replaced)
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         sample = self._samples.take()
         if sample is not None:

@@ -29,6 +29,7 @@ TAGS: dict[str, str] = {
     "time/fps": "turns a second",
     "time/time_elapsed": "seconds since learn() began",
     "time/total_tokens": "tokens fed to the model while acting",
+    "time/workers_replaced": "workers that ended and were replaced (only with workers)",
 }
 
 #: What TensorBoard shows beside the hyper-parameters.

@@ -1,0 +1,44 @@
+"""Workers of an algorithm: they must have its policy, and play in environments like its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+from algorithms.common.acting.policy import LLMPolicy
+from algorithms.common.acting.replicas import Workers
+from algorithms.common.shell.checkpoints import describe_environment
+
+
+def check_workers(workers: Workers, policy: LLMPolicy, venv: VecEnv) -> None:
+    """Refuse workers of another policy, and let them refuse other environments before they play.
+
+    Args:
+        workers: who play for an algorithm.
+        policy: the algorithm's.
+        venv: the algorithm's.
+
+    Raises:
+        ValueError: the workers have another policy.
+    """
+    if workers.policy is not policy:
+        raise ValueError(
+            "the workers play with another policy than the algorithm trains: make them with model.policy, after the model"
+        )
+    workers.check = partial(_check_like, describe_environment(venv))
+
+
+def _check_like(wanted: Mapping[str, Any], venv: VecEnv) -> None:
+    """Refuse a worker's environments where they differ from the algorithm's.
+
+    Raises:
+        ValueError: the games, the step limit or the process reward differ.
+    """
+    now = describe_environment(venv)
+    differs = {key: (value, now[key]) for key, value in wanted.items() if now[key] != value}
+    if differs:
+        told = "; ".join(f"{key}: expected {a!r}, got {b!r}" for key, (a, b) in differs.items())
+        raise ValueError(f"make_venv makes other environments than the algorithm has ({told}): make both alike")
