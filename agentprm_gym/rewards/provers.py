@@ -61,7 +61,7 @@ def best_of_k_advantage(q: ArrayLike, policy: ArrayLike, k: int, *, centred: boo
 
     Example:
         >>> best_of_k_advantage([0.02, 0.05], [0.5, 0.5], 4, centred=False).round(4).tolist()
-        [-0.0547, 0.0532]
+        [-0.0552, 0.0527]
     """
     chances, weights = np.asarray(q, dtype=np.float64), np.asarray(policy, dtype=np.float64)
     after, weights = best_of_k(chances, k), weights / weights.sum()

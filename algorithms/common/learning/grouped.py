@@ -95,7 +95,7 @@ def play_groups(algorithm: LLMAlgorithm, callback: BaseCallback, n_games: int, g
             policy_name=f"{type(algorithm).__name__}:{algorithm.iteration}",
             snapshots=snapshots or bool(getattr(algorithm, "needs_snapshots", False)),
             on_step=lambda names: algorithm.count_step(callback, names),
-            workers=algorithm.workers,
+            workers=algorithm.workers if algorithm.policy.explore is None else None,
         )
         if rollouts is None:
             raise StopLearning
