@@ -15,6 +15,9 @@ class RaggedCache:
     It has the two methods that Hugging Face decoders call on a cache: ``update`` and ``get_seq_length``.
     """
 
+    #: Some decoders of transformers 5.0 ask for it (GPT-Neo, StableLM).
+    is_compileable = False
+
     def __init__(self, n_rows: int, *, max_tokens: int | None = None) -> None:
         """Make an empty cache.
 
