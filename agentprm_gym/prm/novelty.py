@@ -15,6 +15,7 @@ reward="agentprm_gym.prm.novelty:RNDReward")``. With several processes each has 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -219,13 +220,17 @@ class NearestReward(HiddenNovelty):
             check_float("clip", clip, 0.0),
             check_int("n_kept", n_kept, 1),
         )
-        self._memory: list[torch.Tensor] = []
+        self._memory: deque[torch.Tensor] = deque(maxlen=self.n_kept)
 
     def _score(self, turns: Sequence[ScoredTurn]) -> _Floats:
         # Distances are between states as they are: a memory that is normalised anew would have to be kept twice.
         z = torch.from_numpy(self.features(turns)[0]).float()
-        bonus = nearest_bonus(z, torch.stack(self._memory), self.k, self.clip) if self._memory else torch.zeros(len(z))
-        self._memory = [*self._memory, *z][-self.n_kept :]
+        bonus = (
+            nearest_bonus(z, torch.stack(tuple(self._memory)), self.k, self.clip)
+            if self._memory
+            else torch.zeros(len(z))
+        )
+        self._memory.extend(z)
         return np.asarray(bonus.double().numpy())
 
     def _bonus(self, z: torch.Tensor) -> torch.Tensor:

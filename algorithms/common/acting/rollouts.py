@@ -148,7 +148,7 @@ def collect(
     wins = done = 0
     with tqdm(total=len(tasks), unit="episode", disable=not progress_bar) as bar:
 
-        def told(episode: Episode) -> None:
+        def finished(episode: Episode) -> None:
             nonlocal wins, done
             done, wins = done + 1, wins + episode.success
             if on_episode is not None:
@@ -158,10 +158,10 @@ def collect(
 
         how: dict[str, Any] = {"policy_name": policy_name, "snapshots": snapshots, "on_step": watched}
         if workers is not None:
-            return workers.collect_for(actor, tasks, on_episode=told, **how)
+            return workers.collect_for(actor, tasks, on_episode=finished, **how)
         for index, rollout in stream(actor, venv, tasks, **how):
             out[index] = rollout
-            told(rollout.episode)
+            finished(rollout.episode)
     return None if stopped else [rollout for rollout in out if rollout is not None]
 
 

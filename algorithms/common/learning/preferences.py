@@ -18,6 +18,7 @@ have no replay buffer, so nothing is relabelled, and a refit is for the next ite
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,7 @@ class PreferenceReward:
         for key, value in least.items():
             check_int(key, value, 1)
         self.coef, self.judge, self.n_pairs, self.max_epochs = coef, judge, n_pairs, max_epochs
-        self.batch_size, self.max_kept = batch_size, check_int("max_kept", max_kept, 2)
+        self.batch_size = batch_size
         self.target_accuracy = check_float("target_accuracy", target_accuracy, 0.0, 1.0)
         lm = LanguageModel.load(base) if isinstance(base, str) else base
         self._reader = ValueModel(Responder(lm), PREFERENCE)
@@ -159,7 +160,7 @@ class PreferenceReward:
             self._heads.bias.zero_()
         self._updater = Updater(self._parameters, check_float("learning_rate", learning_rate, above=0.0), MAX_GRAD_NORM)
         self._rng = np.random.default_rng(seed)
-        self._seen: list[Situation] = []
+        self._seen: deque[Situation] = deque(maxlen=check_int("max_kept", max_kept, 2))
         self.labels: list[tuple[Situation, Situation, int]] = []
         self.n_refits = 0
 
@@ -177,7 +178,7 @@ class PreferenceReward:
             Shape ``(len(turns),)``; 0 before the first refit.
         """
         situations = [Situation.after(turn) for turn in turns]
-        self._seen = [*self._seen, *situations][-self.max_kept :]
+        self._seen.extend(situations)
         if not self.n_refits or not situations:
             return np.zeros(len(turns))
         return self.coef * self.heads(situations).mean(axis=1)
