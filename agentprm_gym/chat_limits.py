@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -74,6 +75,10 @@ class _Stream(httpcore.NetworkStream):
         self._inner.write(buffer, _left(timeout))
 
     def close(self) -> None:
+        # A thread that waits for an answer on this connection would wait on to its deadline: closing alone does not wake it.
+        with suppress(OSError):
+            if (sock := self._inner.get_extra_info("socket")) is not None:
+                sock.shutdown(socket.SHUT_RDWR)
         self._inner.close()
 
     def start_tls(

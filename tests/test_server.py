@@ -457,6 +457,19 @@ def test_one_that_fails_ends_the_batch() -> None:
                 assert not thread.is_alive()  # one that still waited would keep the program from ending
 
 
+def test_closing_wakes_those_that_wait_for_an_answer() -> None:
+    before = set(threading.enumerate())
+    with stand_in(chat("late", delay=6.0), status(400, "bad")) as fake, client(fake.url, concurrency=2, timeout=60) as c:
+        with pytest.raises(ServerError, match="bad"):
+            c.complete([HELLO] * 2, [0] * 2)
+        start = time.monotonic()
+        c.close()
+        for thread in set(threading.enumerate()) - before:
+            if thread.name.startswith("agentprm-server"):
+                thread.join(15)
+        assert time.monotonic() - start < 4
+
+
 @pytest.mark.parametrize("code", [400, 401, 404, 422])
 def test_what_cannot_pass_is_not_tried_again_and_the_key_is_not_shown(
     monkeypatch: pytest.MonkeyPatch, code: int
