@@ -624,3 +624,16 @@ def test_branches_try_every_command_as_often_and_with_the_same_random_numbers() 
         assert by_command[state, "look"] == by_command[state, "inventory"]  # common random numbers
         assert len(set(by_command[state, "look"])) == 3
     assert by_command["before", "look"] != by_command["after", "look"]
+
+
+def test_the_bar_of_a_run_without_a_number_of_turns_counts_iterations(
+    learner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+    model = AgentPRM(
+        learner, make_toy(), n_iterations=2, rollout={"n_games": 2, "n_repeats": 2}, improve={"n_updates": 2}
+    )
+    model.learn(progress_bar=True, callback=lambda names, _: bool(seen.append(1)) or True)
+    err = capsys.readouterr().err
+    assert "2/2" in err and f"{model.num_timesteps:,} turns" in err and "e+" not in err
+    assert seen  # the user's own callback is called as well

@@ -45,6 +45,7 @@ from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
 from algorithms.common.acting.replicas import Workers
 from algorithms.common.acting.server import CANNOT_TRAIN, is_server
+from algorithms.common.shell.bars import with_bar
 from algorithms.common.shell.errors import DivergedError
 from algorithms.common.shell.finite import check_learnt
 from algorithms.common.shell.folders import saved_model
@@ -267,7 +268,7 @@ class LLMAlgorithm(SavedAlgorithm):
             log_interval: dump the logger every so many iterations.
             tb_log_name: name of the TensorBoard run, the class name by default.
             reset_num_timesteps: count from zero, in a new TensorBoard run.
-            progress_bar: show SB3's progress bar.
+            progress_bar: show SB3's progress bar of turns; without ``total_timesteps`` one of iterations.
 
         Raises:
             ValueError: without an environment, without any limit, or with workers of another policy.
@@ -290,6 +291,8 @@ class LLMAlgorithm(SavedAlgorithm):
                     "an algorithm that has it"
                 )
             total_timesteps = NO_LIMIT
+            if progress_bar:
+                callback, progress_bar = with_bar(callback, int(getattr(self, "n_iterations"))), False  # noqa: B009
         if hasattr(self, "_logger") and not self._custom_logger:
             self._logger.close()  # the next one is on its way; SB3 leaves the file of this one open
         with watched(self.env):
