@@ -57,7 +57,7 @@ NOISES = (0.0, 0.05, 0.1, 0.2, 0.4)
 FITTED = (
     *(Cell("mc", form, "list", n) for n in (100, 400) for form in ("scalar", "log_prob")),
     *(Cell("fair", form, "list", n) for n in (100, 400, 1600) for form in ("scalar", "log_prob")),
-    Cell("oracle", "scalar", "list", 400),
+    *(Cell("oracle", form, "list", n) for n in (400, 1600) for form in ("scalar", "log_prob")),
     Cell("mc", "scalar", "none", 400),
 )
 #: Metrics whose correlation with the gain is asked for.
