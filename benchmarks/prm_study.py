@@ -1,14 +1,13 @@
-"""PRM study: what process rewards add to demonstrations, ``python -m benchmarks.prm_study [--quick] [--starts 100 1000]``.
+"""PRM study: what process rewards add to demonstrations, ``python -m benchmarks.prm_study [--quick] [--starts 10 100]``.
 
-Two starts, SFT on 100 and on 1,000 demonstrations of the searching expert, and three seeds of each. From a start: three
-iterations of AgentPRM; GRPO on outcomes with as many environment steps (what AgentPRM played to choose its best iteration
-included), and for as many minutes; two iterations of InversePRM on the demonstrations that the start was cloned from. From
-100 demonstrations also InversePRM that plays games without demonstrations, too, and two other process rewards that read no
-outcome: a one-step discriminator in its place (``gamma=0``, as in GAIL), and the implicit one, how much likelier the start
-finds a command than the base model does, by GRPO with as many steps; an iteration of each. Every policy plays every
-``valid_seen`` game once, sampled at temperature 1, some of them greedily and on ``valid_unseen``, too. Then best-of-N: with
-each iteration's policy and PRM, and with the start's policy and the PRM that was fitted to its rollouts, which is a process
-reward model against which nothing was trained yet.
+Two starts, SFT on 10 and on 100 demonstrations of the searching expert, and three seeds of each. From a start: three
+iterations of AgentPRM; with as many environment steps (what AgentPRM played to choose its best iteration included) RFT, which
+imitates what it won and has no PRM, and GRPO on outcomes; GRPO for as many minutes; and two iterations of InversePRM on the
+demonstrations that the start was cloned from. AgentPRM and InversePRM have their default settings, but for the number of
+episodes of InversePRM from 10 demonstrations. Every policy plays every ``valid_seen`` game once, sampled at temperature 1, some
+of them greedily and on ``valid_unseen``, too. Then best-of-N: with the policy and the PRM of the last iteration, and with the
+start's policy and the PRM that was fitted to its rollouts, which is a process reward model against which nothing was trained
+yet; with this one also without the policy's log-probability.
 
 Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
 as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of
@@ -101,7 +100,7 @@ def differences(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[tu
             other = c.policy.replace("wide", "inverseprm")
             out.append((c.name, f"{other}{c.mode}", f"{c.name}_minus_{other}"))
         if c.policy.startswith("agentprm"):
-            out += [(c.name, f"{x}{c.mode}", f"{c.name}_minus_{x}") for x in ("grpo", "grpo_minutes")]
+            out += [(c.name, f"{x}{c.mode}", f"{c.name}_minus_{x}") for x in ("rft", "grpo", "grpo_minutes")]
     return out
 
 
@@ -122,7 +121,7 @@ def figures_of(rows: Sequence[Mapping[str, Any]], study: Study) -> dict[str, flo
             add(f"sft{start}_{c.name}" + ("" if c.line else "_success"), success[c.name])
             if c.line is None:
                 add(f"sft{start}_{c.name}_mean_steps", steps[c.name])
-        for line, (policy, _) in lines(settings).items():
+        for line, (policy, *_) in lines(settings).items():
             add(f"sft{start}_best_of_1_{line}", success[policy])
         for name, against, figure in differences(settings, study.best_of):
             if against in success:
@@ -183,6 +182,7 @@ def tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> list[Fig
         columns = {
             "success %": ("_success", ""),
             "against SFT": ("_minus_sft", "+"),
+            "against RFT": ("_minus_rft", "+"),
             "against GRPO, equal rollouts": ("_minus_grpo", "+"),
             "against GRPO, equal minutes": ("_minus_grpo_minutes", "+"),
             "greedy": ("_greedy_success", ""),
@@ -211,10 +211,10 @@ def tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> list[Fig
     return out
 
 
-def _pair_title(policy: str, prm: str) -> str:
-    """A policy and the PRM that chooses for it."""
+def _pair_title(policy: str, prm: str, weight: float) -> str:
+    """A policy, the PRM that chooses for it, and what the policy's own opinion counts."""
     which = "its PRM" if policy == prm else f"PRM of iteration {prm.rpartition('_')[2]}"
-    return f"{_title(policy)}, {which}"
+    return f"{_title(policy)}, {which}" + (f" + {weight:g} log pi" if weight else " alone")
 
 
 def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
@@ -244,15 +244,15 @@ def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
             # Beside each other, so that intervals can be told apart; the start is common to all.
             points = {0.0: key.format("sft")} | {k + 0.04 * i: key.format(f"{name}_{k}") for k in range(1, n + 1)}
             plot(left, label, points, color=f"C{i}")
-        for i, name in enumerate(("grpo", "grpo_minutes")):
-            # Of GRPO only the end was measured, where its budget is that of all iterations.
+        for i, name in enumerate(("rft", "grpo", "grpo_minutes")):
+            # Of these only the end was measured, where its budget is that of all iterations.
             points = {0.0: key.format("sft"), last + 0.06 * (i + 1): key.format(name)}
             plot(left, TITLES[name], points, color=f"C{len(ITERATED) + i}", linestyle=":")
         left.set_xticks(range(last + 1), ["SFT", *map(str, range(1, last + 1))])
         left.set_xlabel("iteration")
         for i, (line, pair) in enumerate(lines(settings).items()):
-            points = {float(n): f"sft{start}_best_of_{n}_{line}" for n in study.best_of}
-            plot(right, _pair_title(*pair), points, color=f"C{len(ITERATED) + 2 + i}")
+            curve = {float(n): f"sft{start}_best_of_{n}_{line}" for n in study.best_of}
+            plot(right, _pair_title(*pair), curve, color=f"C{len(ITERATED) + 2 + i}")
         right.set_xscale("log", base=2)
         right.set_xticks(study.best_of, list(map(str, study.best_of)))
         right.set_xlabel("N of best-of-N")
@@ -286,7 +286,7 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
                 figures[f"sft{start}_{part}_train_{key}"] = float(np.mean([x[key] for x in spent]))
     some = study.evaluation(next(iter(study.settings)), seeds[0], Condition("sft", "sft"))
     shown = tables(figures, study, len(seeds))
-    console = PlainConsole(width=None if sys.stdout.isatty() else 160)
+    console = PlainConsole(width=None if sys.stdout.isatty() else 190)
     for table in shown:
         table.show(console)
     write_text(path.with_suffix(".md"), "\n".join(table.markdown() for table in shown))

@@ -36,6 +36,7 @@ class Settings:
         sft: arguments of SFT.
         agentprm: arguments of AgentPRM.
         grpo: arguments of GRPO.
+        rft: arguments of RFT: as many episodes an iteration as AgentPRM has, which imitates as many of those it won.
         inverseprm: arguments of InversePRM.
         agentprm_iterations: iterations of AgentPRM.
         inverseprm_iterations: iterations of InversePRM.
@@ -50,6 +51,9 @@ class Settings:
     agentprm: tuple[str, ...] = ()
     # The step size that the other algorithms have; few games an iteration, since the budget is but a few thousand episodes.
     grpo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=16", "group_size=8")
+    rft: tuple[str, ...] = (
+        *("learning_rate=1e-3", "n_games=600", "group_size=3", "n_per_game=2", "policy_kwargs.temperature=0.6"),
+    )
     inverseprm: tuple[str, ...] = ()
     agentprm_iterations: int = 3
     inverseprm_iterations: int = 2
@@ -59,32 +63,20 @@ class Settings:
     n_envs: int = 128
 
 
-#: Tuned on 200 generated games with one start of 100 demonstrations and one seed.
-IMPROVEMENT = (
-    *("prm.form=log_prob", "rollout.temperature=1.0", "improve.objective=policy_gradient", "improve.score_scale=logit"),
-    *("improve.margin=0", "improve.n_samples=6", "improve.n_updates=40", "improve.batch_size=16"),
-    *("improve.turns_per_episode=32", "improve.imitation_coef=1.0"),
-)
-AGENTPRM = (
-    *IMPROVEMENT,
-    *("rollout.n_games=600", "rollout.n_repeats=1", "rollout.n_trunks=600", "rollout.n_branch_states=0"),
-    *("rollout.n_branch_candidates=1", "improve.prior_visits=null", "improve.beta=0.1"),
-)
-# Demonstrations are not imitated further: the start has gone through them many times.
-INVERSEPRM = (*IMPROVEMENT, "prm.stop_gradient=false", "improve.imitate=learners", "improve.beta=0.1")
-INVERSEPRM_100 = (*INVERSEPRM, "rollout.n_games=100", "rollout.n_repeats=3", "prm.n_epochs=2")
-INVERSEPRM_1000 = (*INVERSEPRM, "rollout.n_games=300", "rollout.n_repeats=1", "prm.n_epochs=1")
-#: Number of demonstrations of a start, and what is done with it and from it.
+#: Number of demonstrations of a start, and what is done with it and from it; AgentPRM and InversePRM have their defaults.
 STARTS: dict[int, Settings] = {
-    100: Settings(epochs=8, agentprm=AGENTPRM, inverseprm=INVERSEPRM_100),
-    # A thousand demonstrations have more games than InversePRM plays; the rewards beside it were compared at 100.
-    1000: Settings(
-        epochs=3, agentprm=AGENTPRM, inverseprm=INVERSEPRM_1000, wide_iterations=0, gail_iterations=0, implicit=False
+    # InversePRM has a few hundred episodes to learn from, though there are but ten games of demonstrations.
+    10: Settings(
+        inverseprm=("rollout.n_repeats=10", "rollout.n_other_games=200"),
+        wide_iterations=0,
+        gail_iterations=0,
+        implicit=False,
     ),
+    100: Settings(wide_iterations=0, gail_iterations=0, implicit=False),
 }
 #: What makes a one-step discriminator of InversePRM's Q, beside its other arguments.
 GAIL = ("gamma=0",)
-#: What makes InversePRM play as many episodes, but a third of them in the demonstrations' games; likewise.
+#: What makes InversePRM play as many episodes, but a third of them in the demonstrations' games.
 WIDE = ("rollout.n_repeats=1", "rollout.n_other_games=200")
 #: Of every other number.
 OTHERS = Settings()
@@ -92,13 +84,12 @@ OTHERS = Settings()
 QUICK = Settings(
     epochs=2,
     agentprm=(
-        *AGENTPRM,
         *("rollout.n_games=8", "rollout.n_repeats=2", "rollout.n_trunks=12", "rollout.n_branch_states=6"),
         *("improve.n_updates=3", "improve.batch_size=4", "prm.n_epochs=1", "n_validation_games=8"),
     ),
     grpo=("learning_rate=1e-3", "n_games=4", "group_size=4", "batch_size=16"),
+    rft=("learning_rate=1e-3", "n_games=8", "group_size=2"),
     inverseprm=(
-        *INVERSEPRM,
         *("rollout.n_games=8", "rollout.n_repeats=1", "improve.n_updates=3", "improve.batch_size=4", "prm.n_epochs=1"),
     ),
     agentprm_iterations=2,
@@ -108,21 +99,23 @@ QUICK = Settings(
 QUICK_START, QUICK_GAMES = 20, 12
 
 #: Draws a turn; 1 is acting without a search, which is played anyway.
-BEST_OF = (1, 2, 4, 8, 16)
-#: Which policies choose among their draws, and with the PRM of which save. "agentprm_2" with "agentprm_2" is the PRM that
-#: the policy was improved against; with "agentprm_3" it would be one fitted to this policy's own rollouts, as "sft" has it.
-BEST_OF_LINES: dict[str, tuple[str, str]] = {
-    "sft": ("sft", "agentprm_1"),
-    "iteration_1": ("agentprm_1", "agentprm_1"),
-    "iteration_2": ("agentprm_2", "agentprm_2"),
-    "iteration_3": ("agentprm_3", "agentprm_3"),
+BEST_OF = (1, 4, 8, 16)
+#: What a nat of the policy's log-probability counts where a PRM chooses; tuned on ``valid_seen``.
+WEIGHT = 0.05
+#: Which policies choose among their draws, with the PRM of which save, and with which weight of the policy. "agentprm_2" with
+#: "agentprm_2" is the PRM that the policy was improved against; with "agentprm_3" it would be one fitted to this policy's own
+#: rollouts, as "sft" has it.
+BEST_OF_LINES: dict[str, tuple[str, str, float]] = {
+    "sft_prm_alone": ("sft", "agentprm_1", 0.0),
+    "sft": ("sft", "agentprm_1", WEIGHT),
+    "iteration_3": ("agentprm_3", "agentprm_3", WEIGHT),
 }
 #: Policies that also play greedily, and on ``valid_unseen``. "agentprm_kept" is the iteration that AgentPRM itself chose.
-GREEDY = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
-UNSEEN = ("sft", "agentprm_3", "agentprm_kept", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
+GREEDY = ("sft", "agentprm_3", "agentprm_kept", "rft", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
+UNSEEN = ("sft", "agentprm_3", "agentprm_kept", "rft", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
 
 #: What is trained from a start, the later of what the earlier took; those of a stage side by side.
-STAGES = (("sft",), ("agentprm", "inverseprm", "wide", "gail"), ("grpo", "grpo_minutes", "implicit"))
+STAGES = (("sft",), ("agentprm", "inverseprm", "wide", "gail"), ("rft", "grpo", "grpo_minutes", "implicit"))
 PARTS = tuple(part for stage in STAGES for part in stage)
 #: More than any run takes; the minutes end it.
 ENDLESS = 10**9
@@ -130,6 +123,7 @@ ENDLESS = 10**9
 TITLES = {
     "sft": "SFT",
     "agentprm_kept": "AgentPRM, the iteration it chose",
+    "rft": "RFT, equal rollouts",
     "grpo": "GRPO, equal rollouts",
     "grpo_minutes": "GRPO, equal minutes",
     "implicit": "GRPO on the implicit process reward",
@@ -155,6 +149,7 @@ class Condition:
         greedy: whether it takes the likeliest command.
         best_of: draws a turn.
         prm: name of the model whose PRM chooses among them.
+        weight: best-of-N only: what a nat of the policy's log-probability counts.
         line: best-of-N only: a key of :data:`BEST_OF_LINES`.
     """
 
@@ -164,6 +159,7 @@ class Condition:
     greedy: bool = False
     best_of: int = 1
     prm: str | None = None
+    weight: float | None = None
     line: str | None = None
 
     @property
@@ -179,7 +175,7 @@ def policies(settings: Settings) -> list[str]:
     wide = [f"wide_{k + 1}" for k in range(settings.wide_iterations)]
     gail = [f"gail_{k + 1}" for k in range(settings.gail_iterations)]
     implicit = ["implicit"] if settings.implicit else []
-    return ["sft", *agent, "agentprm_kept", "grpo", "grpo_minutes", *inverse, *wide, *gail, *implicit]
+    return ["sft", *agent, "agentprm_kept", "rft", "grpo", "grpo_minutes", *inverse, *wide, *gail, *implicit]
 
 
 def parts_of(settings: Settings) -> list[str]:
@@ -195,15 +191,17 @@ def conditions(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[Con
     out += [Condition(f"{name}_greedy", name, greedy=True) for name in GREEDY if name in names]
     out += [Condition(f"{name}_unseen", name, split="valid_unseen") for name in UNSEEN if name in names]
     searched = [n for n in best_of if n > 1]  # 1 is the policy as it plays anyway
-    for line, (policy, prm) in lines(settings).items():
-        out += [Condition(f"best_of_{n}_{line}", policy, best_of=n, prm=prm, line=line) for n in searched]
+    for line, (policy, prm, weight) in lines(settings).items():
+        out += [
+            Condition(f"best_of_{n}_{line}", policy, best_of=n, prm=prm, weight=weight, line=line) for n in searched
+        ]
     return out
 
 
-def lines(settings: Settings) -> dict[str, tuple[str, str]]:
+def lines(settings: Settings) -> dict[str, tuple[str, str, float]]:
     """Those of :data:`BEST_OF_LINES` whose models there are."""
     names = policies(settings)
-    return {line: pair for line, pair in BEST_OF_LINES.items() if set(pair) <= set(names)}
+    return {line: how for line, how in BEST_OF_LINES.items() if set(how[:2]) <= set(names)}
 
 
 # ---------------------------------------------------------------------- parts
@@ -310,6 +308,10 @@ class Study:
                 alone = {"reward": "outcome", "reward_kwargs": {"weight": 0.0}}
                 args = ["--algo", "grpo", *policy, "--timesteps", steps, "--n-envs", settings.n_envs]
                 args += ["--reward", "sum", "--reward-kwargs", json.dumps({"parts": [reward, alone]})]
+            elif part == "rft":
+                chosen = settings.rft
+                steps, _ = self.spent(start, seed, "agentprm")
+                args = ["--algo", "rft", *policy, "--timesteps", steps, "--n-envs", settings.n_envs]
             else:
                 chosen = settings.grpo
                 steps, minutes = self.spent(start, seed, "agentprm")
@@ -327,6 +329,7 @@ class Study:
             args += ["--temperature", 0]
         if condition.prm is not None:
             args += ["--best-of", condition.best_of, "--prm", self.model(start, seed, condition.prm)]
+            args += ["--policy-weight", condition.weight]
         if self.max_games is not None:
             args += ["--max-games", self.max_games]
         self.run(self.evaluation(start, seed, condition), "result.json", "eval", *args, "--seed", seed)

@@ -40,15 +40,15 @@ def study(tmp_path: Path) -> Study:
 def test_conditions_have_names_of_their_own_and_stay_within_the_iterations() -> None:
     names = [c.name for c in conditions(STARTS[20], BEST_OF)]
     assert len(set(names)) == len(names)
-    assert names[:6] == ["sft", "agentprm_1", "agentprm_2", "agentprm_kept", "grpo", "grpo_minutes"]
-    assert {"best_of_4_sft", "best_of_4_iteration_2", "sft_greedy", "grpo_unseen"} <= set(names)
+    assert names[:6] == ["sft", "agentprm_1", "agentprm_2", "agentprm_kept", "rft", "grpo"]
+    assert {"best_of_4_sft", "best_of_4_sft_prm_alone", "sft_greedy", "grpo_unseen"} <= set(names)
     assert not {"agentprm_3", "inverseprm_2_greedy", "best_of_4_iteration_3", "best_of_1_sft"} & set(names)
 
 
 def test_parts_are_those_that_the_policies_need() -> None:
     assert parts_of(Settings()) == list(PARTS)
     less = Settings(wide_iterations=0, gail_iterations=0, implicit=False)
-    assert parts_of(less) == ["sft", "agentprm", "inverseprm", "grpo", "grpo_minutes"]
+    assert parts_of(less) == ["sft", "agentprm", "inverseprm", "rft", "grpo", "grpo_minutes"]
     assert not [c for c in conditions(less) if c.policy.startswith(("wide", "gail", "implicit"))]
 
 
@@ -72,12 +72,13 @@ def test_figures_are_means_and_paired_differences(study: Study) -> None:
     check("sft50_inverseprm_2_minus_sft", 50, "inverseprm_2", "sft")
     check("sft50_wide_2_minus_inverseprm_2", 50, "wide_2", "inverseprm_2")
     check("sft50_inverseprm_2_unseen_minus_sft", 50, "inverseprm_2_unseen", "sft_unseen")
-    check("sft50_best_of_4_iteration_1", 50, "best_of_4_iteration_1")
-    check("sft50_best_of_1_iteration_1", 50, "agentprm_1")
+    check("sft50_best_of_4_iteration_3", 50, "best_of_4_iteration_3")
+    check("sft50_best_of_1_iteration_3", 50, "agentprm_3")
+    check("sft50_agentprm_3_greedy_minus_rft", 50, "agentprm_3_greedy", "rft_greedy")
     check("sft50_best_of_4_sft_minus_best_of_1", 50, "best_of_4_sft", "sft")
     check("sft50_best_of_4_iteration_3_minus_greedy", 50, "best_of_4_iteration_3", "agentprm_3_greedy")
     check("sft50_best_of_4_iteration_3_minus_sft_greedy", 50, "best_of_4_iteration_3", "sft_greedy")
-    assert "sft50_best_of_4_iteration_1_minus_greedy" not in figures  # its greedy play is not measured
+    assert "sft50_agentprm_1_greedy_minus_sft" not in figures  # its greedy play is not measured
     assert figures["sft20_grpo_mean_steps"] == 10
     assert all(isinstance(value, float) for value in figures.values())
 
@@ -105,12 +106,12 @@ def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.
     figures = figures_of(seed_rows(study, SEEDS), study)
     figures |= {"sft20_grpo_train_steps": 1234.0, "sft20_grpo_train_minutes": 5.0}
     shown = prm_study.tables(figures, study, len(SEEDS))
-    console = Console(width=160)
+    console = Console(width=200)
     for table in shown:
         table.show(console)
     said = capsys.readouterr().out
     assert "InversePRM, iteration 1" in said and "PRM of iteration 1" in said and "GRPO, equal minutes" in said
-    assert [len(table.rows) for table in shown] == [11, 3, 1, 13, 4]
+    assert [len(table.rows) for table in shown] == [12, 2, 1, 14, 3]
     written = shown[0].markdown().splitlines()
     assert written[2].startswith("| policy | success % |") and written[2].count("|") == written[3].count("|")
     assert written[4].startswith("| SFT | 0.0 ± 0.0 |") and "| grpo | 1,234 | 5.0 |" in shown[2].markdown()
