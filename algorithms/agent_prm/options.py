@@ -97,7 +97,7 @@ class FitOptions:
     """Options of stage 2, :class:`~algorithms.agent_prm.fit.FitStage`.
 
     Attributes:
-        form: ``"scalar"``, the paper's head, or ``"log_prob"``; see :mod:`agentprm_gym.prm.model`.
+        form: ``"log_prob"``, or ``"scalar"``, the paper's head; see :mod:`agentprm_gym.prm.model`.
         learning_rate: peak for the PRM's adapter and head, above 0; a short warm-up, then a linear decay to 0.
         n_epochs: passes over the episodes.
         batch_size: episodes an update.
@@ -124,7 +124,7 @@ class FitOptions:
         shaping_decay: what alpha is multiplied with after each iteration, in [0, 1].
     """
 
-    form: str = "scalar"
+    form: str = "log_prob"
     learning_rate: float = 1e-3
     n_epochs: int = 1
     batch_size: int = 8

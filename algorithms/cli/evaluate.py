@@ -110,9 +110,8 @@ def add_parser(verbs: Any) -> None:
     acting.add_argument(
         "--policy-weight",
         type=arguments.number(0.0),
-        default=0.0,
         metavar="W",
-        help="best-of-n: what the policy's log-probability counts beside the PRM's score (default: 0)",
+        help="best-of-n: what the policy's log-probability counts beside the PRM's score (default: 0.05; 0 is the paper's)",
     )
     acting.add_argument("--prm", metavar="ZIP", help="save with the process reward model (default: the policy's own)")
     arguments.add_game_options(parser, "valid_seen")
@@ -368,12 +367,22 @@ def _about(args: argparse.Namespace, venv: VecEnv, model: str) -> dict[str, Any]
         "n": None if search in ("none", "prm-greedy") else args.best_of or args.n,
         "depth": args.depth if search in ("look-ahead", *_PLANNERS) else None,
         **({"search_options": args.search_options} if args.search_options else {}),
-        "policy_weight": args.policy_weight if search == "best-of-n" else None,
+        "policy_weight": _policy_weight(args, model) if search == "best-of-n" else None,
         "prm": args.prm,
         "action_mode": args.action_mode,
         "reason": args.reason,
         "template": args.template,
     }
+
+
+def _policy_weight(args: argparse.Namespace, model: str) -> float:
+    """What the policy's log-probability counts in best-of-N; see :func:`~algorithms.common.shell.load.load_actor`."""
+    from algorithms.common.acting.search import POLICY_WEIGHT
+    from algorithms.common.acting.server import is_server
+
+    if args.policy_weight is not None:
+        return float(args.policy_weight)
+    return 0.0 if is_server(model) else POLICY_WEIGHT
 
 
 def _games_note(games: Any, split: str | None) -> dict[str, Any] | None:

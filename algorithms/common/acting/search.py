@@ -133,6 +133,11 @@ class _WithPRM:
         )
 
 
+#: What a nat of the policy's log-probability counts beside Q where nobody says otherwise; chosen on generated ``valid_seen``
+#: games. The paper's best-of-N has 0.
+POLICY_WEIGHT = 0.05
+
+
 class BestOfNActor(_WithPRM):
     """Draws N responses from a policy and executes the one that the process reward model scores highest.
 
@@ -196,7 +201,12 @@ class BestOfNActor(_WithPRM):
         for answers, scores in zip(drawn, self.prm_rows.score_replies(requests, replies), strict=True):
             worth = np.array(scores)  # (n_distinct,)
             if self.policy_weight:
-                worth = worth + self.policy_weight * np.array([a.log_prob for a in answers])
+                log_probs = np.array([a.log_prob for a in answers])  # (n_distinct,)
+                if np.isnan(log_probs).any():
+                    raise ValueError(
+                        "this policy does not tell how likely its responses are: policy_weight must be 0 (--policy-weight 0)"
+                    )
+                worth = worth + self.policy_weight * log_probs
             best = answers[int(np.argmax(worth))]
             best.candidates = [
                 candidate_row(a.command, s, a.log_prob, a.response) for a, s in zip(answers, scores, strict=True)

@@ -16,7 +16,7 @@ from agentprm_gym.llm.saving import SavedModel
 from agentprm_gym.prm.model import PRM, ProcessRewardModel
 from algorithms.common.acting.policy import POLICY
 from algorithms.common.acting.rollouts import Rollout
-from algorithms.common.acting.search import BestOfNActor
+from algorithms.common.acting.search import POLICY_WEIGHT, BestOfNActor
 from algorithms.common.measure.figures import record_curve, record_planner
 from algorithms.common.measure.planner import planner_report
 from algorithms.common.measure.samples import candidates_markdown
@@ -225,7 +225,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
 
     # ------------------------------------------------------------------ acting and saving
     def best_of_n(
-        self, n_rows: int, n: int = 16, *, temperature: float | None = None, policy_weight: float = 0.0
+        self, n_rows: int, n: int = 16, *, temperature: float | None = None, policy_weight: float = POLICY_WEIGHT
     ) -> BestOfNActor:
         """BoN(pi, Q): at each turn n commands are drawn from the policy and the PRM's favourite is executed (section 2).
 
@@ -233,7 +233,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             n_rows: how many episodes run at once.
             n: draws a turn; the paper's tables have 16.
             temperature: of the draws; the policy's own where ``None``.
-            policy_weight: what the policy's log-probability counts beside Q, see
+            policy_weight: what the policy's log-probability counts beside Q, 0 in the paper; see
                 :class:`~algorithms.common.acting.search.BestOfNActor`; 0 as in the paper.
         """
         chosen = self.policy.temperature if temperature is None else temperature

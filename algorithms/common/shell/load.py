@@ -13,7 +13,7 @@ from agentprm_gym.prm import load_prm
 from algorithms.common.acting.actors import Actor
 from algorithms.common.acting.planning.options import PLANNERS, SearchOptions, make_planner, needs_prm
 from algorithms.common.acting.policy import POLICY, LLMPolicy
-from algorithms.common.acting.search import BestOfNActor, LookAheadActor, PRMGreedyActor, VoteActor
+from algorithms.common.acting.search import POLICY_WEIGHT, BestOfNActor, LookAheadActor, PRMGreedyActor, VoteActor
 from algorithms.common.acting.server import ServerPolicy, is_server, load_server_policy
 from algorithms.common.shell.base import LLMAlgorithm
 from algorithms.common.shell.folders import is_save, saved_model
@@ -109,7 +109,7 @@ def load_actor(
     search: str = "none",
     n: int = 8,
     depth: int = 1,
-    policy_weight: float = 0.0,
+    policy_weight: float | None = None,
     prm: str | None = None,
     temperature: float = 1.0,
     search_options: Mapping[str, Any] | None = None,
@@ -125,7 +125,8 @@ def load_actor(
         search: how a turn's command is found, one of :data:`SEARCHES` (see :mod:`algorithms.common.acting.search`).
         n: draws a turn with ``"best-of-n"`` and ``"vote"``, breadth with ``"look-ahead"``; 1 or more.
         depth: steps to look ahead, 1 or more.
-        policy_weight: with ``"best-of-n"``: what the policy's log-probability counts beside Q, 0 or more.
+        policy_weight: with ``"best-of-n"``: what the policy's log-probability counts beside Q, 0 or more. ``None``:
+            :data:`~algorithms.common.acting.search.POLICY_WEIGHT`, and 0 where a server plays, which does not tell it.
         prm: a zip or a run's folder with the process reward model; by default the one in ``model``.
         temperature: of sampling, 0 or more; 0 takes the likeliest command.
         search_options: of the searches that plan, see
@@ -163,10 +164,11 @@ def load_actor(
         return VoteActor(actor, n)
     if isinstance(policy, ServerPolicy):
         assert prm is not None
-        return BestOfNActor(actor, load_prm(prm), venv.num_envs, n, policy_weight=policy_weight)
+        return BestOfNActor(actor, load_prm(prm), venv.num_envs, n, policy_weight=policy_weight or 0.0)
     judge = load_prm(prm or model, policy.lm)
     if search == "prm-greedy":
         return PRMGreedyActor(judge, venv.num_envs, policy.cache_tokens)
     if search == "look-ahead":
         return LookAheadActor(judge, venv.num_envs, depth=depth, breadth=n, cache_tokens=policy.cache_tokens)
-    return BestOfNActor(actor, judge, venv.num_envs, n, policy.cache_tokens, policy_weight)
+    weight = POLICY_WEIGHT if policy_weight is None else policy_weight
+    return BestOfNActor(actor, judge, venv.num_envs, n, policy.cache_tokens, weight)
