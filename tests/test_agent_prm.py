@@ -40,11 +40,13 @@ from algorithms.agent_prm.targets import (
     turn_returns,
 )
 from algorithms.common.acting.rollouts import Rollout
+from algorithms.common.acting.search import POLICY_WEIGHT
 from algorithms.common.learning.advantages import discounted_returns
 from algorithms.common.measure.evaluation import evaluate
 from algorithms.common.measure.heldout import PRMReport, judge_prm
 from algorithms.common.prm.bandit import Bandit, ImproveStats
 from algorithms.common.prm.objectives.online_dpo import dpo_loss
+from algorithms.common.prm.version_0_1 import current_settings
 from algorithms.common.shell.load import load_actor
 from tests.algorithm_helpers import SMALL_AGENT_PRM, echo_demonstrations, make_alfworld, make_model, make_toy, merged
 from tests.llm_helpers import make_episodes, randomise
@@ -306,7 +308,8 @@ def test_a_saved_prm_is_a_process_reward_of_the_environment(saved: Path) -> None
 
 
 def test_best_of_n_executes_what_the_prm_likes_best(agent: Any, saved: Path, household: VecEnv) -> None:
-    for actor in (agent.best_of_n(4, 6), load_actor(str(saved), household, search="best-of-n", n=6)):
+    alone = {"policy_weight": 0.0}
+    for actor in (agent.best_of_n(4, 6, **alone), load_actor(str(saved), household, search="best-of-n", n=6, **alone)):
         played = evaluate(actor, household, games=range(3))
         n_choices = 0
         for e in played:
@@ -476,14 +479,17 @@ VERSION_0_1: dict[str, Any] = {
 
 
 def test_saves_of_version_0_1_load(saved: Path, tmp_path: Path) -> None:
-    model = AgentPRM.load(with_settings(saved, tmp_path / "old.zip", VERSION_0_1))
+    silent = {name: value for name, value in VERSION_0_1.items() if name != "prm_form"}
+    assert current_settings(silent, "AgentPRM", "")["prm"]["form"] == "scalar"  # as it was when it did not say
+    old = {**VERSION_0_1, "prm_form": "log_prob"}  # as the save at hand has it
+    model = AgentPRM.load(with_settings(saved, tmp_path / "old.zip", old))
     assert (model.rollout.n_games, model.rollout.temperature, model.fit.learning_rate) == (7, 0.9, 2e-3)
     assert (model.improve.objective, model.improve.beta, model.improve.batch_size) == ("closed_form", 0.3, 9)
     assert model.fit.batch_size == 3
     with pytest.warns(UserWarning, match="rank_loss='centred'"):
-        AgentPRM.load(with_settings(saved, tmp_path / "odd.zip", {**VERSION_0_1, "rank_loss": "centred"}))
+        AgentPRM.load(with_settings(saved, tmp_path / "odd.zip", {**old, "rank_loss": "centred"}))
     with pytest.raises(ValueError, match="start PPO from its policy"):
-        AgentPRM.load(with_settings(saved, tmp_path / "ppo.zip", {**VERSION_0_1, "optimizer": "ppo"}))
+        AgentPRM.load(with_settings(saved, tmp_path / "ppo.zip", {**old, "optimizer": "ppo"}))
 
 
 def test_learning_needs_a_limit(learner: str, household: VecEnv) -> None:
@@ -520,7 +526,8 @@ def test_what_the_prm_finds_by_search_is_imitated_and_no_evidence(learner: str, 
     assert model.num_timesteps - seen["before"] == sum(len(r.episode.turns) for r in found)
     assert any(len(turn.candidates) > 1 for r in found for turn in r.episode.turns)
     for turn in (turn for r in found for turn in r.episode.turns):
-        assert turn.command == max(turn.candidates, key=lambda c: c["score"])["command"]
+        worth = {c["command"]: c["score"] + POLICY_WEIGHT * c["log_prob"] for c in turn.candidates}
+        assert turn.command == max(worth, key=worth.__getitem__)
     assert [episode for episode, _ in seen["successes"]] == [r.episode for r in found[:2]]
     assert {id(episode) for episode, _ in seen["states"]} <= {id(r.episode) for r in seen["trunks"]}
 

@@ -60,6 +60,10 @@ SMALL = {
         'demonstrations="demos.jsonl.gz", n_iterations=1': 'demonstrations="demos.jsonl.gz", n_iterations=1, n_envs=8, '
         'rollout={"n_games": 2, "n_repeats": 1}, improve={"n_updates": 2}',
     },
+    "export.md": {
+        "n_iterations=1": "n_iterations=1, rollout={'n_games': 4, 'n_repeats': 2, 'n_branch_states': 4}, "
+        "improve={'n_updates': 2}, n_validation_games=2, n_envs=8",
+    },
     "games.md": {", 20)": ", 6)"},
     "your_own.md": {
         "n_games=32, n_envs=32, seed=0).learn(500)": "n_games=2, group_size=2, n_envs=4, seed=0).learn(1)",

@@ -151,7 +151,7 @@ def test_a_save_keeps_the_form(learner: str, tmp_path: Path) -> None:
     for again in (load_prm(tmp_path / "agent.zip"), AgentPRM.load(tmp_path / "agent.zip").prm):
         assert again.form == "log_prob"
         assert torch.allclose(again.score(items)[0][0], model.prm.score(items)[0][0], atol=1e-6)
-    other: Any = AgentPRM(learner, make_toy(), seed=0)
+    other: Any = AgentPRM(learner, make_toy(), prm={"form": "scalar"}, seed=0)
     with pytest.raises(ValueError, match="log_prob"):
         other.set_parameters({"prm": model.get_parameters()["prm"]}, exact_match=False)
 

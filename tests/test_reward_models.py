@@ -345,7 +345,7 @@ def test_a_model_ranks_episodes(saved: Path) -> None:
 
 
 def test_rft_imitates_what_a_model_ranks_first(learner: str, tmp_path: Path) -> None:
-    agent = make_model(AgentPRM, learner, make_toy())
+    agent = make_model(AgentPRM, learner, make_toy(), prm={"form": "scalar"})
     opinionated(agent)
     agent.save(tmp_path / "agent")
     rank_by = f"prm:{tmp_path / 'agent.zip'}"

@@ -211,6 +211,9 @@ def test_a_local_process_reward_model_chooses(server: Server, learner: str, tmp_
     for turn in episodes[0].turns:
         best = max(turn.candidates or [], key=lambda c: float(c["score"]))
         assert turn.command == best["command"] and best["log_prob"] is None
+    weighed = BestOfNActor(policy.actor(N_ENVS), prm, N_ENVS, 3, policy_weight=0.1)
+    with pytest.raises(ValueError, match="policy_weight must be 0"):
+        evaluate(weighed, env, games=range(1))
 
 
 def test_what_a_server_refuses_is_said_at_once(server: Server) -> None:
@@ -459,7 +462,10 @@ def test_one_that_fails_ends_the_batch() -> None:
 
 def test_closing_wakes_those_that_wait_for_an_answer() -> None:
     before = set(threading.enumerate())
-    with stand_in(chat("late", delay=6.0), status(400, "bad")) as fake, client(fake.url, concurrency=2, timeout=60) as c:
+    with (
+        stand_in(chat("late", delay=6.0), status(400, "bad")) as fake,
+        client(fake.url, concurrency=2, timeout=60) as c,
+    ):
         with pytest.raises(ServerError, match="bad"):
             c.complete([HELLO] * 2, [0] * 2)
         start = time.monotonic()

@@ -95,6 +95,8 @@ def current_settings(settings: Mapping[str, Any], algorithm: str, path: str) -> 
     objective = out["improve"].get("objective", "online_dpo")
     if objective == "online_dpo" and settings.get("loss") == "ipo":
         objective = "online_ipo"
+    if algorithm == "AgentPRM":
+        out["prm"].setdefault("form", "scalar")  # what its saves have that do not say
     improve = out["improve"]
     improve["objective"] = objective = _OBJECTIVES.get(objective, objective)
     # Version 0.1 kept options without effect; now they are refused.
