@@ -269,7 +269,43 @@ def main() -> None:
         {"name": "prm_curve", **provenance(), "date": datetime.date.today().isoformat(), "seeds": args.seeds,
          "quick": args.quick, "states": len(states), "figures": figures, "rows": rows},
     )  # fmt: skip
-    print(f"written to {args.out}")
+    draw(rows, args.out.with_suffix(".png"))
+    print(f"written to {args.out} and .png")
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Two panels over the number of episodes: pairs in the right order, and the regret of best-of-8; the policy as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot as plt
+
+    chart, panels = plt.subplots(1, 2, figsize=(12.5, 4.6), layout="constrained", dpi=130)
+    policy, by_name = rows[0], {cell.name: cell for cell in cells(quick=False) + cells(quick=True)}
+    titles = {"pair_accuracy": "pairs of commands in the right order", "best_of_8_regret": "regret of best-of-8"}
+    for panel, (metric, title) in zip(panels, titles.items(), strict=True):
+        lines: dict[tuple[str, str], dict[int, list[float]]] = {}
+        for row in rows[1:]:
+            cell = by_name[row["cell"]]
+            if cell.rank_loss == "list":
+                lines.setdefault((cell.labels, cell.form), {}).setdefault(cell.n, []).append(row[metric])
+        for (labels, form), values in lines.items():
+            how = {
+                "color": f"C{('fair', 'oracle', 'mc').index(labels)}",
+                "linestyle": "-" if form == "log_prob" else ":",
+            }
+            panel.plot(
+                list(values), [np.mean(v) for v in values.values()], marker="o", label=f"{labels}, {form}", **how
+            )
+        panel.axhline(policy[metric], color="black", linewidth=1, label="the policy's log-probability")
+        panel.axhspan(policy[f"{metric}_low"], policy[f"{metric}_high"], color="black", alpha=0.08)
+        panel.set_xscale("log")
+        panel.set_xlabel("episodes with labelled states")
+        panel.set_title(f"{title}, fair labels, held-out states", fontsize="medium")
+        panel.grid(alpha=0.25)
+    panels[0].legend(fontsize="small")
+    chart.savefig(path)
+    plt.close(chart)
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
