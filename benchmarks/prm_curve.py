@@ -294,12 +294,15 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 "color": f"C{('fair', 'oracle', 'mc').index(labels)}",
                 "linestyle": "-" if form == "log_prob" else ":",
             }
-            panel.plot(
-                list(values), [np.mean(v) for v in values.values()], marker="o", label=f"{labels}, {form}", **how
-            )
+            sizes = sorted(values)
+            means = [float(np.mean(values[n])) for n in sizes]
+            panel.plot(sizes, means, marker="o", label=f"{labels}, {form}", **how)
         panel.axhline(policy[metric], color="black", linewidth=1, label="the policy's log-probability")
         panel.axhspan(policy[f"{metric}_low"], policy[f"{metric}_high"], color="black", alpha=0.08)
         panel.set_xscale("log")
+        ticks = sorted({cell.n for cell in cells(quick=False)})
+        panel.set_xticks(ticks, list(map(str, ticks)))
+        panel.minorticks_off()
         panel.set_xlabel("episodes with labelled states")
         panel.set_title(f"{title}, fair labels, held-out states", fontsize="medium")
         panel.grid(alpha=0.25)
