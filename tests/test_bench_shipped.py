@@ -64,12 +64,18 @@ def test_labels_are_made_again_to_the_last_digit(name: str) -> None:
         assert _rounded(fair_labels(game, bare)) == state.labels["fair"]
 
 
-def test_labels_of_the_policy_are_made_again() -> None:
+@pytest.mark.parametrize("name", ["generated", "real"])
+def test_labels_of_the_policy_are_made_again(name: str) -> None:
     """The policy draws with the same random numbers; where a probability rounds otherwise, it may draw another command."""
-    play_on = PolicyPlaysOn(SFT.load(POLICIES / "sft_v1.zip", env=None).policy, "generated", max_steps=MAX_STEPS)
-    states = [s for s in read_panel("generated").states if s.split == "valid_seen" and len(s.commands) < 16]
+    source = "generated" if name == "generated" else "alfworld"
+    try:
+        games = {g.game_id: g for g in find_games("valid_seen", source)}
+        states = [s for s in read_panel(name).states if s.split == "valid_seen" and len(s.commands) < 16]
+    except FileNotFoundError:
+        pytest.skip("ALFWorld's games are not here: set ALFWORLD_DATA to their folder")
+    play_on = PolicyPlaysOn(SFT.load(POLICIES / "sft_v1.zip", env=None).policy, source, max_steps=MAX_STEPS)
+    assert {s.labels["on_policy"].n for s in states} == {4}
     states = [states[int(i)] for i in np.random.default_rng(0).permutation(len(states))[:3]]
-    games = {g.game_id: g for g in find_games("valid_seen", "generated")}
     found = on_policy_labels([(games[s.game_id], s) for s in states], play_on, 4, SEED)
     pairs = [
         (a, b)
