@@ -28,9 +28,9 @@ BRANCHES = ("rollout.n_trunks=600", "rollout.n_branch_states=600", "rollout.n_br
             "rollout.n_branch_rollouts=4", "prm.rank_loss=list")  # fmt: skip
 #: The options of ``agentprm train`` that make each model.
 MODELS: Mapping[str, Sequence[str]] = {
-    "scalar": ("--algo", "agentprm", "--set", "improve.n_updates=1"),
+    "scalar": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=scalar"),
     "log_prob": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=log_prob"),
-    "scalar_branches": ("--algo", "agentprm", "--set", "improve.n_updates=1", *BRANCHES),
+    "scalar_branches": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=scalar", *BRANCHES),
     "log_prob_branches": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=log_prob", *BRANCHES),
     "inverse": ("--algo", "inverseprm", "--n-demos", "100"),
 }
