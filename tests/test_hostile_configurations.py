@@ -29,6 +29,7 @@ NAMED = {
     "an algorithm": ("algo: subprocess:Popen", "subprocess:Popen"),
     "a module": ("algo: grpo\nimport: [antigravity]", "antigravity"),
     "an environment of Python's own modules": ("algo: grpo\nenv: this:My-v0", "this:My-v0"),
+    "a Ray cluster": ("algo: grpo\nray: 192.0.2.1:6379", "192.0.2.1:6379"),
     "a reader": ('algo: grpo\nenv_kwargs: {parse: "os:system"}', "os:system"),
     "a part of a reward": ('algo: grpo\nreward: sum\nreward_kwargs: {parts: [{reward: "os:system"}]}', "os:system"),
 }

@@ -4,8 +4,9 @@ A value is read by the same function as on the command line (``type=`` of its op
 What stands on the command line counts more.
 
 A configuration may be somebody else's. It cannot let code run: ``trust_remote_code`` and ``trust_games`` count on the command
-line only. A name of code (``package.module:Class``, a module to import) or of a variable that holds a key counts only where the
-command line says it, too; but algorithms, environments and modules of the user's own need not be said again.
+line only. A name of code (``package.module:Class``, a module to import), of a variable that holds a key, or of a Ray cluster
+counts only where the command line says it, too; but algorithms, environments and modules of the user's own need not be said
+again.
 """
 
 from __future__ import annotations
@@ -184,6 +185,8 @@ def _named(values: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]
         option = "--import" if key == "modules" else "--set" if key == "settings" else f"--{key.replace('_', '-')}"
         if key == "api_key_env":
             names = [str(value)]
+        elif key == "ray":  # a cluster can let code run here, as this command does there
+            names = [] if value == "local" else [str(value)]
         elif key == "modules":
             names = [str(name) for name in value if _is_foreign(str(name), folder)]
         else:

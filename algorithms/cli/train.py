@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from algorithms import registry
-from algorithms.cli import arguments, configuration, environments, settings
+from algorithms.cli import arguments, configuration, environments, settings, workers
 from algorithms.common.shell import folders
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _OTHERS_OPTIONS: dict[str, float | None] = {"timesteps": 100_000, "minutes": Non
 
 RULES = configuration.Rules(
     "train",
-    may_change=("device", "threads", "n_envs", "minutes"),
+    may_change=("device", "threads", "n_envs", "minutes", "workers", "ray"),
     may_grow=("iterations", "timesteps", "epochs"),
 )
 
@@ -71,7 +71,7 @@ def add_parser(verbs: Any) -> None:
         help="go on with the run in this output folder, which was killed, interrupted or out of time, as if nothing had "
         "happened: agentprm and inverseprm after the last stage that was done, the others after the last iteration. Other "
         "options are not needed; --iterations, --timesteps or --epochs may be larger than they were, and --device, --threads, "
-        "--n-envs and --minutes may differ",
+        "--n-envs, --minutes, --workers and --ray may differ",
     )
     parser.add_argument(
         "--policy",
@@ -119,6 +119,7 @@ def add_parser(verbs: Any) -> None:
     arguments.add_trust_option(parser)
     arguments.add_env_options(parser)
     arguments.add_run_options(parser, "runs/train")
+    workers.add_options(parser)
     parser.set_defaults(run=run, rules=RULES, parser=parser)
 
 
@@ -224,6 +225,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--reward: {args.algo} learns from {learns_from(args.algo)}, not from a process reward")
     if args.reward is None and args.reward_kwargs is not None:
         raise ValueError("--reward-kwargs are for a --reward: add one")
+    workers.check(args)
     if not arguments.is_alfworld(args) and "demos" in own_options(args.algo) and args.demos is None:
         raise ValueError(
             f"--demos is missing: the expert plays ALFWorld's games only, and --env {args.env} is another one"

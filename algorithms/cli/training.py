@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from agentprm_gym.episodes import write_episodes
-from algorithms.cli import arguments, configuration, environments, output, progress
+from algorithms.cli import arguments, configuration, environments, output, progress, workers
 from algorithms.common.shell import folders, machine
 from algorithms.common.shell.errors import KEPT, DivergedError
 
@@ -64,14 +64,17 @@ def train_one(
     if args.resume is not None and not goes_on(args, out) and (out / folders.MODEL).exists():
         console.print(f"{path} was saved without a checkpoint; it stays as it is", soft_wrap=True)
         return
-    with progress.progress(console) as bars:
+    with progress.progress(console) as bars, ExitStack() as stack:
         venv = environments.make_training_env(args)
         model, total, played = _make_model(args, algorithm, bars, venv)
+        resumed = goes_on(args, out)
+        is_finished = resumed and _is_finished(args, model, total)
+        if not is_finished:
+            model.workers = stack.enter_context(workers.rollout_workers(args, model))
         begin()
         if played is not None:
             write_episodes(out / _DEMOS, played)
-        resumed = goes_on(args, out)
-        if resumed and _is_finished(args, model, total):
+        if is_finished:
             limit = "iterations" if args.iterations else "epochs" if args.epochs else "timesteps"
             console.print(
                 f"{path} is finished: --{limit} {getattr(args, limit)} are done, and a larger --{limit} goes on",
