@@ -18,7 +18,7 @@ LOGDIR      ?= runs
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lowest lint types format bench tensorboard clean
+.PHONY: help install demo test test-slow test-lowest lint types format audit bench tensorboard clean
 
 help:
 	@echo "make demo         train AgentPRM from nothing and print the table (DEMO_ARGS=...)"
@@ -28,6 +28,7 @@ help:
 	@echo "make lint         ruff: style and formatting"
 	@echo "make types        mypy"
 	@echo "make format       let ruff rewrite the files"
+	@echo "make audit        licences of what is installed, and known weaknesses where pip-audit reaches a service"
 	@echo "make bench        list the benchmarks; make bench NAME=<one> BENCH_ARGS=--quick runs it"
 	@echo "make tensorboard  show the curves under $(LOGDIR)/ (LOGDIR=...)"
 	@echo "make install      only create $(VENV) and install"
@@ -76,6 +77,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# pip-audit has an environment of its own: what it needs must not change the versions that are looked at. Licences need no network.
+audit: $(STAMP)
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install -q pip-audit; } || \
+	  echo "make: pip-audit cannot be installed here (no network?): licences only"
+	$(BIN)/python -m benchmarks.audit --pip-audit .venv-audit/bin/pip-audit
+
 bench: $(STAMP)
 ifdef NAME
 	$(BIN)/python -m benchmarks.$(NAME) $(BENCH_ARGS)
@@ -88,4 +95,4 @@ tensorboard: $(STAMP)
 	$(BIN)/tensorboard --logdir $(LOGDIR)
 
 clean:
-	rm -rf $(VENV) .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-lowest .venv-audit .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
