@@ -1,4 +1,4 @@
-"""Process rewards around environments: one, a vector of Gymnasium, or a vector of Stable-Baselines3.
+"""Process rewards around environments: one, a vector of Gymnasium, or a vector of Stable-Baselines3; observations as one text.
 
 ``VecProcessReward`` is loaded when it is first asked for, since Stable-Baselines3 loads torch.
 """
@@ -6,12 +6,19 @@
 from typing import TYPE_CHECKING, Any
 
 from agentprm_gym.wrappers.single import ProcessRewardWrapper
+from agentprm_gym.wrappers.text import TextObservationWrapper, VectorTextObservation
 from agentprm_gym.wrappers.vector import VectorProcessReward
 
 if TYPE_CHECKING:
     from agentprm_gym.wrappers.sb3 import VecProcessReward
 
-__all__ = ["ProcessRewardWrapper", "VecProcessReward", "VectorProcessReward"]
+__all__ = [
+    "ProcessRewardWrapper",
+    "TextObservationWrapper",
+    "VecProcessReward",
+    "VectorProcessReward",
+    "VectorTextObservation",
+]
 
 
 def __getattr__(name: str) -> Any:
