@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "algorithms.inverse_prm",
     ),
     ("algorithms.registry",),
-    ("algorithms.bench",),
+    ("algorithms.bench", "algorithms.export_data"),
     ("algorithms.cli",),
     ("benchmarks",),
 )

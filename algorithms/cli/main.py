@@ -14,7 +14,20 @@ from typing import TextIO
 from rich.markup import escape
 
 from agentprm_gym.envs.workers import WorkerError
-from algorithms.cli import bench, compare, configuration, demo, demos, evaluate, export, games, output, play, train
+from algorithms.cli import (
+    bench,
+    compare,
+    configuration,
+    demo,
+    demos,
+    evaluate,
+    export,
+    export_data,
+    games,
+    output,
+    play,
+    train,
+)
 from algorithms.common.shell.errors import DivergedError
 
 _EPILOG = """examples:
@@ -50,7 +63,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     parser.add_argument("--debug", action="store_true", help="on an error, show where in the code it comes from")
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for module in (demo, train, evaluate, compare, bench, play, games, demos, export):
+    for module in (demo, train, evaluate, compare, bench, play, games, demos, export, export_data):
         module.add_parser(verbs)
     return parser, verbs.choices
 
