@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,3 +115,17 @@ def test_what_goes_wrong_is_told(policy: LLMPolicy) -> None:
         RayWorkers(policy, no_environments, num_gpus=1)
     with pytest.raises(ConnectionError, match=r"no Ray cluster answers at 'auto'.*ray start --head"):
         RayWorkers(policy, no_environments, address="auto")
+
+
+def test_the_benchmark_plays_the_same_episodes_and_counts_who_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import ray_speed
+
+    out = tmp_path / "ray_speed.json"
+    monkeypatch.setattr(sys, "argv", ["ray_speed", "--quick", "--out", str(out)])
+    ray_speed.main()
+    figures = json.loads(out.read_text())["figures"]
+    assert [figures[key] for key in ("one_same_share", "same_share", "killed_same_share")] == [1.0] * 3
+    assert figures["replaced"] == 2 and figures["replaced_without_a_kill"] == 0  # a repetition, and the one before it
+    assert figures["ratio"] > 0 and figures["killed_ratio"] > 0
