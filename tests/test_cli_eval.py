@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from agentprm_gym.episodes import Episode, read_episodes
+from agentprm_gym.episodes import Episode, read_episodes, write_episodes
 from agentprm_gym.games import TASK_TYPES, find_games
 from tests.cli_helpers import GENERATED, SMALL_GROUPS, SMALL_RUN, Cli
 
@@ -161,7 +165,112 @@ def test_an_environment_of_somebody_else_is_evaluated(cli: Cli, learner: str, tm
     assert result["env"] == "TextIdentity-v0" and result["rows"][-1]["n"] == len(episodes_in(tmp_path / "out")) > 1
 
 
+# ---------------------------------------------------------------------- the protocol
+def without_times(folder: Path) -> list[str]:
+    """The lines of a result before its last block, as docs/protocol.md cuts them off."""
+    lines = (folder / "result.json").read_text().splitlines()
+    return lines[: lines.index(' "run": {')]
+
+
+def test_the_same_evaluation_twice_gives_the_same_files_apart_from_times(learner: str, tmp_path: Path) -> None:
+    """With two processes, and the commands of docs/protocol.md."""
+    root = Path(__file__).parents[1]
+    words = ("eval", learner, *GENERATED, "--max-games", "2", "--max-steps", "3", "--n-envs", "2", "--out")
+    for name in ("a", "b"):
+        command = [sys.executable, "-m", "algorithms.cli.main", *words, name]
+        subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, check=True)
+    page = (root / "docs" / "protocol.md").read_text()
+    (script,) = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=True)
+    assert (tmp_path / "a" / "result.json").read_bytes() != (tmp_path / "b" / "result.json").read_bytes()
+    assert without_times(tmp_path / "a") == without_times(tmp_path / "b")
+    result = json.loads((tmp_path / "b" / "result.json").read_text())
+    result["seed"] = 1
+    (tmp_path / "b" / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    assert subprocess.run(["bash", "-e", "-c", script], cwd=tmp_path, check=False).returncode == 1
+
+
+def test_a_result_names_its_conditions(cli: Cli, saved: Path, tmp_path: Path) -> None:
+    kwargs = json.dumps({"grammar": "2.1.1"})
+    run = ("eval", saved / "agent.zip", *GENERATED, "--max-games", 3, *SHORT, "--best-of", 2, "--temperature", 0.5)
+    assert cli(*run, "--env-kwargs", kwargs, "--seed", 2, "--out", "out").status == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    games = find_games("valid_seen", "generated", grammar="2.1.1")
+    told = result["protocol"]
+    played = [e.game_id for e in episodes_in(tmp_path / "out")]
+    assert told["games"] == {
+        "source": "generated",
+        "split": "valid_seen",
+        "content_hash": games.content_hash,
+        "n": 3,
+        "played_sha256": hashlib.sha256("".join(f"{g}\n" for g in played).encode()).hexdigest(),
+    }
+    assert (told["version"], told["grammar"], told["engine"], told["step_cap"]) == (1, "2.1.1", "native", 4)
+    assert (told["action_mode"], told["reasons"], told["seed"]) == ("constrained", False, 2)
+    assert "oldest turns" in told["history"]["rule"] and told["history"]["context_tokens"] >= 1
+    assert told["sampling"]["temperature"] == 0.5
+    assert (told["sampling"]["search"], told["sampling"]["n"]) == ("best-of-n", 2)
+    assert result["tokens"]["policy"] > 0 and result["tokens"]["prm"] > 0
+    assert {"torch", "alfworld"} <= set(result["versions"]) and result["commit"]
+    assert result["run"]["seconds"] > 0 and result["run"]["sittings"] == 1 and "machine" in result["run"]
+    assert list(result)[-1] == "run"
+    every = result["rows"][-1]
+    assert every["name"] == "all" and every["mean_steps"] == 4.0 and every["inadmissible"] == 0.0
+    assert every["mean_steps_won"] is None  # nothing was won
+
+
+def test_sittings_of_an_evaluation_add_up(cli: Cli, learner: str, tmp_path: Path) -> None:
+    run = ("eval", learner, "--import", "tests.stopping", "--env", "Stopping-v0", "--n-envs", 2)
+    assert cli(*run, "--out", "whole").status == 0
+    (tmp_path / "stop").write_text("interrupt")
+    assert cli(*run, "--out", "part").status == 130
+    (tmp_path / "stop").unlink()
+    before = json.loads((tmp_path / "part" / "spent.json").read_text())
+    assert before["tokens"]["policy"] > 0
+    assert cli("eval", "--resume", "part").status == 0
+    whole, part = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("whole", "part"))
+    # What was under way when the first sitting ended was played again.
+    assert part["tokens"]["policy"] >= whole["tokens"]["policy"] > before["tokens"]["policy"]
+    assert part["run"]["sittings"] == 2 and part["run"]["seconds"] > before["seconds"]
+    assert part["rows"] == whole["rows"]
+    kept = (tmp_path / "part" / "result.json").read_bytes()
+    assert cli("eval", "--resume", "part").status == 0  # nothing is left to play
+    assert (tmp_path / "part" / "result.json").read_bytes() == kept
+
+
 # ---------------------------------------------------------------------- compare
+def test_results_under_other_conditions_are_not_compared(cli: Cli, saved: Path, tmp_path: Path) -> None:
+    run = ("eval", saved / "sft.zip", *GENERATED, "--max-games", 2, "--n-envs", 2, "--max-steps")
+    assert cli(*run, 3, "--out", "a").status == 0
+    for name, extra, said in [
+        ("cap", (4,), "step limit differs: 3 and 4"),
+        ("split", (3, "--split", "valid_unseen"), "split differs: valid_seen and valid_unseen"),
+        ("types", (3, "--task-types", "look_at_obj_in_light"), "list of games (content hash) differs"),
+        ("words", (3, "--env-kwargs", '{"grammar": "2.1.1"}'), "wording of the games (grammar) differs"),
+    ]:
+        assert cli(*run, *extra, "--out", name).status == 0
+        done = cli("compare", "a/result.json", f"{name}/result.json")
+        assert done.status == 2 and said in done.err and "same conditions" in done.err, done.err
+    assert not (tmp_path / "runs" / "compare.json").exists()
+
+
+def test_compare_says_which_games_one_alone_won(cli: Cli, tmp_path: Path) -> None:
+    """Files as eval writes them; the numbers by hand."""
+    about = {"env": "ALFWorld-v0", "games": {"split": "valid_seen", "content_hash": "0"}, "max_steps": 30}
+    for name, wins in (("a", range(5)), ("b", range(4, 12))):
+        episodes = [
+            Episode(game_id=str(i), split="valid_seen", task_type="", task="", success=i in wins) for i in range(20)
+        ]
+        write_episodes(tmp_path / name / "episodes.jsonl.gz", episodes)
+        (tmp_path / name / "result.json").write_text(json.dumps(about))
+    done = cli("compare", "a/result.json", "b/result.json", "--out", "table.json")
+    assert done.status == 0, done.err
+    assert "b alone won 7 games, a alone 4; McNemar's exact test: p = 0.549" in done.out
+    _, second = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert (second["only_first"], second["only_this"]) == (4, 7)
+    assert second["mcnemar_p"] == 2 * (1 + 11 + 55 + 165 + 330) / 2048
+
+
 def test_evaluations_are_compared_game_by_game(cli: Cli, saved: Path, tmp_path: Path) -> None:
     run = ("eval", *GENERATED, *SHORT)
     assert cli(*run, saved / "sft.zip", "--max-games", 4, "--out", "sft").status == 0

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from agentprm_gym.episodes import Episode
+from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.spaces import UnicodeText
 from algorithms.common.acting.rollouts import RolloutTask, collect
 from algorithms.common.measure.evaluation import (
@@ -16,6 +16,7 @@ from algorithms.common.measure.evaluation import (
     draw_games,
     evaluate,
     make_eval_env,
+    mcnemar,
     paired_difference,
     rate,
     wilson,
@@ -131,6 +132,34 @@ def test_a_paired_difference_needs_the_same_games() -> None:
     for wrong in (first[1:], [*first[1:], made("other", True)], [*first[1:], first[1]]):
         with pytest.raises(ValueError, match="same games"):
             paired_difference(first, wrong)
+
+
+def test_mcnemars_exact_test_by_hand() -> None:
+    """The probability of a split of fair coins as uneven as this one, or more, on both sides."""
+    assert mcnemar(0, 0) == 1.0 and mcnemar(3, 3) == 1.0  # 2 * (1 + 3 + 3 + 1 + ...) / 64 is above 1
+    assert mcnemar(0, 5) == 2 / 32
+    assert mcnemar(2, 8) == mcnemar(8, 2) == 2 * (1 + 10 + 45) / 1024
+    assert 0 <= mcnemar(0, 3000) < 1e-300 and mcnemar(1500, 1500) == 1.0
+
+
+def test_games_that_one_alone_won_are_counted() -> None:
+    first = [made(str(i), i < 5) for i in range(20)]
+    second = [made(str(i), i >= 4 and i < 12) for i in range(20)]
+    d = paired_difference(first, second)
+    assert (d.only_first, d.only_second, d.difference) == (4, 7, pytest.approx(3 / 20))
+    assert d.p_value == 2 * (1 + 11 + 55 + 165 + 330) / 2048
+
+
+def test_failures_count_at_the_step_limit() -> None:
+    turn = Turn(feedback="", admissible_commands=["look"], command="look")
+    foreign = Turn(feedback="", admissible_commands=["look"], command="dance", is_admissible=False)
+    won, early = made("a", True), made("b", False)
+    won.turns, early.turns = [turn] * 5, [foreign] * 3  # an environment may end a lost game early
+    row = rate("all", [won, early], 30)
+    assert (row.mean_steps, row.mean_steps_won, row.inadmissible) == (17.5, 5.0, 3 / 8)
+    assert by_task_type([won, early], 30)[-1] == row
+    assert rate("all", [won, early]).mean_steps == 4.0
+    assert np.isnan(rate("all", [early]).mean_steps_won)
 
 
 # ---------------------------------------------------------------------- which games

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from algorithms.cli import arguments, output
+from algorithms.cli import arguments, naming, output
 from algorithms.common.shell import folders
 
 if TYPE_CHECKING:
@@ -31,14 +32,16 @@ def add_parser(verbs: Any) -> None:
         help="compare runs by their curves, or evaluations game by game",
         description="Of training runs: draw the TensorBoard curves over the same axis into one picture, and print a table. "
         "Folders seed_<n> in a run are seeds of one setting: they become a mean with a 95 % interval (Student's t). Of "
-        "evaluations (folders that 'agentprm eval' wrote): print success of each, and the paired difference to the first on "
-        "the games that both played.",
+        "evaluations (folders that 'agentprm eval' wrote, or result.json in them): print success of each, and against the "
+        "first the paired difference on the games that both played, the games that one alone won, and McNemar's exact test. "
+        "Results of other game lists, wordings or step limits are refused.",
     )
     parser.add_argument(
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a folder that train or eval wrote, or any folder with event files below; NAME=FOLDER gives it another name",
+        help="a folder that train or eval wrote, a result.json of eval, or any folder with event files below; NAME=FOLDER "
+        "gives it another name",
     )
     parser.add_argument(
         "--tag",
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         OSError: the picture cannot be written.
         ValueError: a tag that no run has, two runs of one name, a picture of another kind, or runs beside evaluations.
     """
-    named = _named(args.runs)
+    named = naming.named_folders(args.runs)
     evaluations = {name: folder for name, folder in named.items() if folders.holds(Path(folder)) == "evaluation"}
     if evaluations and len(evaluations) < len(named):
         other = next(folder for name, folder in named.items() if name not in evaluations)
@@ -96,53 +99,30 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _named(runs: list[str]) -> dict[str, str]:
-    """Names of runs: as given, else the shortest ends of their paths that tell them apart."""
-    given: list[tuple[str, Path]] = []
-    for text in runs:
-        name, equals, folder = text.partition("=")
-        # A folder may have "=" in its name.
-        given.append((name, Path(folder)) if equals and not Path(text).exists() else ("", Path(text)))
-    plain = [path for own, path in given if not own]
-    out: dict[str, str] = {}
-    for own, path in given:
-        name = own or _short_name(path, plain)
-        if name in out:
-            raise ValueError(f"two runs are called {name!r}; name them: {name}-a={out[name]} {name}-b={path}")
-        out[name] = str(path)
-    return out
-
-
-def _short_name(path: Path, others: list[Path]) -> str:
-    parts = path.resolve().parts
-    rest = [other.resolve().parts for other in others if other.resolve() != path.resolve()]
-    for n in range(1, len(parts)):
-        if not any(other[-n:] == parts[-n:] for other in rest):
-            return "/".join(parts[-n:])
-    return str(path)
-
-
 # ---------------------------------------------------------------------- evaluations
 def _compare_evaluations(named: dict[str, str], out: Path, console: Console) -> None:
     """Print success of each evaluation, and its paired difference to the first.
 
     Raises:
         FileNotFoundError: an evaluation did not end.
-        ValueError: two evaluations have no game in common.
+        ValueError: two evaluations were made under other conditions, or have no game in common.
     """
     from algorithms.common.measure.evaluation import paired_difference, rate
 
-    episodes = {name: _episodes(Path(folder)) for name, folder in named.items()}
+    abouts = {name: _about(Path(folder)) for name, folder in named.items()}
+    _check_conditions(named, abouts)
+    episodes = {name: _episodes(Path(folder), abouts[name]) for name, folder in named.items()}
     first, base = next(iter(episodes.items()))
     rows = []
     for name, played in episodes.items():
-        row = {**output.rate_row(rate(name, list(played.values()))), "folder": named[name]}
+        row = {**output.rate_row(rate(name, list(played.values()), abouts[name]["max_steps"])), "folder": named[name]}
         if name != first:
             both = sorted(base.keys() & played.keys())
             if not both:
                 raise ValueError(f"{named[first]} and {named[name]} have no game in common: evaluate on the same split")
             d = paired_difference([base[game] for game in both], [played[game] for game in both])
             row |= {"difference": d.difference, "difference_low": d.low, "difference_high": d.high, "n_both": d.n}
+            row |= {"only_first": d.only_first, "only_this": d.only_second, "mcnemar_p": d.p_value}
             if d.n < max(len(base), len(played)):
                 console.print(
                     f"{escape(name)}: {d.n} games in common with {escape(first)} ({len(played)} and {len(base)} played); the "
@@ -153,28 +133,76 @@ def _compare_evaluations(named: dict[str, str], out: Path, console: Console) -> 
     table = output.make_table(
         "evaluation", "games", "success %\n[95 % interval]", f"against {first},\npaired", "mean\nsteps"
     )
+    tests = []
     for row in rows:
         success = f"{100 * row['success']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
         keys = ("difference", "difference_low", "difference_high")
         against = output.signed(*(row[key] for key in keys)) if "difference" in row else ""
         table.add_row(escape(row["name"]), str(row["n"]), success, against, f"{row['mean_steps']:.1f}")
+        if against:
+            tests.append(
+                f"{escape(row['name'])} alone won {row['only_this']} games, {escape(first)} alone {row['only_first']}; "
+                f"McNemar's exact test: p = {row['mcnemar_p']:.3g}"
+            )
     console.print(table)
+    for line in tests:
+        console.print(line, highlight=False, soft_wrap=True)
     output.write_json(out, {**output.provenance(), "rows": rows})
     console.print(f"written to [bold]{escape(str(out))}[/]", soft_wrap=True)
 
 
-def _episodes(folder: Path) -> dict[str, Episode]:
-    """An evaluation's episodes by what tells games apart: the id, or the number where games do not have ids."""
-    from agentprm_gym.episodes import read_episodes
+def _about(folder: Path) -> dict[str, Any]:
+    """What an evaluation is about.
 
-    path = folder / folders.EPISODES
-    if not path.is_file():
+    Raises:
+        FileNotFoundError: it did not end.
+    """
+    if not (folder / folders.EPISODES).is_file() or not (folder / naming.RESULT).is_file():
         raise FileNotFoundError(
             f"{folder} holds an evaluation that did not end: 'agentprm eval --resume {folder}' goes on with it"
         )
-    about = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    about: dict[str, Any] = json.loads((folder / naming.RESULT).read_text(encoding="utf-8"))
+    return about
+
+
+def _conditions(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in two evaluations that are compared, in words; old files know less."""
+    games, protocol = about.get("games") or {}, about.get("protocol") or {}
+    return {
+        "environment": about.get("env"),
+        "split": games.get("split"),
+        "wording of the games (grammar)": protocol.get("grammar"),
+        "list of games (content hash)": games.get("content_hash"),
+        "step limit": about.get("max_steps") or protocol.get("step_cap"),
+    }
+
+
+def _check_conditions(named: Mapping[str, str], abouts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse evaluations under other conditions: their rates differ for other reasons than the policies.
+
+    Raises:
+        ValueError: a condition is known in two evaluations, and is not the same.
+    """
+    first, *others = abouts
+    for other in others:
+        for what, one in _conditions(abouts[first]).items():
+            another = _conditions(abouts[other])[what]
+            if None not in (one, another) and one != another:
+                raise ValueError(
+                    f"{named[first]} and {named[other]} cannot be compared, since the {what} differs: {one} and {another}; "
+                    "evaluate both under the same conditions"
+                )
+
+
+def _episodes(folder: Path, about: Mapping[str, Any]) -> dict[str, Episode]:
+    """An evaluation's episodes by what tells games apart: the id, or the number where games do not have ids."""
+    from agentprm_gym.episodes import read_episodes
+
     listed = bool(about.get("games"))
-    return {episode.game_id if listed else str(episode.seed): episode for episode in read_episodes(path)}
+    return {
+        episode.game_id if listed else str(episode.seed): episode
+        for episode in read_episodes(folder / folders.EPISODES)
+    }
 
 
 # ---------------------------------------------------------------------- runs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -13,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import actors, arguments, configuration, environments, output, progress, settings
+from algorithms.cli import actors, arguments, configuration, environments, output, progress, results, settings
 from algorithms.common.shell import folders, machine
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
     from agentprm_gym.episodes import Episode
+    from algorithms.common.measure.evaluation import Rate
 
 RULES = configuration.Rules(
     "eval",
@@ -31,8 +31,8 @@ RULES = configuration.Rules(
 _STEP_LIMIT = 30
 #: Searches that plan, in :mod:`algorithms.common.acting.planning.options`, which loads torch.
 _PLANNERS = ("vote-similar", "vote-prm", "predictive", "beam", "tree", "backtrack", "refine")
-#: What an evaluation belongs to, beside its configuration.
-_ABOUT = "about.json"
+#: What an evaluation belongs to, beside its configuration; and its result.
+_ABOUT, _RESULT = "about.json", "result.json"
 
 
 def add_parser(verbs: Any) -> None:
@@ -165,6 +165,7 @@ def _check_options(args: argparse.Namespace) -> str:
                 f"{args.out} holds an evaluation that did not end; --resume {args.out} goes on with it, --overwrite starts "
                 "again, and another --out leaves it as it is"
             )
+    args.step_limit = args.max_steps or (_STEP_LIMIT if arguments.is_alfworld(args) else None)
     # In a configuration the model is an option.
     args.policy, args.model = model, None
     return model
@@ -213,38 +214,45 @@ def _evaluate(args: argparse.Namespace, model: str, console: Console) -> None:
         **arguments.server_kwargs(args, model),
     )
     games = _games(args, venv)
-    about = _about(args, venv, model)
+    search = _search(args)
+    about = results.about(args, venv, model, search=search, planned=search in ("look-ahead", *_PLANNERS))
     kept = _kept(args, about)
+    spent = results.Spent(args.out, actor, resumed=args.resume is not None)
     name = Path(model).name if args.model_name is None else args.model_name
-    episodes = [*kept, *_play(args, venv, actor, games, kept, name, console)]
+    is_over = (args.out / _RESULT).exists()
+    episodes = [*kept, *_play(args, venv, actor, games, kept, name, spent, console)]
     episodes.sort(key=lambda episode: int(episode.seed or 0))
-    rows = by_task_type(episodes)
+    rows = by_task_type(episodes, args.step_limit)
     where = f"{args.split} ({about['games']['source']} games)" if about["games"] else args.env
     console.print(f"[bold]{escape(f'{args.model_name or model} on {where}')}[/]", highlight=False, soft_wrap=True)
     console.print(output.rates_table(rows, "task type"))
-    server, acting = actors.server(actor), actors.acting(actor)
-    if server:
-        console.print(actors.told(server), highlight=False)
-    elif any(acting.values()):
-        console.print(", ".join(f"{100 * share:.1f} % {what}" for what, share in acting.items()), highlight=False)
-    write_episodes(args.out / folders.EPISODES, episodes)
-    result = {
-        **output.provenance(),
-        **about,
-        "rows": [output.rate_row(row) for row in rows],
-        **({"server": server} if server else {}),
-        **({"acting": acting} if acting else {}),
-        **({"calls": dict(actor.calls)} if hasattr(actor, "calls") else {}),
-    }
-    output.write_json(args.out / "result.json", result)
-    (args.out / folders.UNFINISHED).unlink(missing_ok=True)
+    if not is_over:  # else nothing was played, and the file says what it took
+        # Episodes of environments without ids have their seeds.
+        protocol = results.protocol(about, args, venv, actor, [e.game_id or str(e.seed) for e in episodes])
+        total = spent.total()
+        result = results.result(about, protocol, rows, total, actors.server(actor))
+        _tell(result, rows, total, console)
+        write_episodes(args.out / folders.EPISODES, episodes)
+        output.write_json(args.out / _RESULT, result)
+        for done in (args.out / folders.UNFINISHED, spent.path):
+            done.unlink(missing_ok=True)
     console.print(f"episodes and result in [bold]{escape(str(args.out))}[/]")
+
+
+def _tell(result: dict[str, Any], rows: Sequence[Rate], total: dict[str, Any], console: Console) -> None:
+    """Say what an evaluation took, and what was wrong with answers."""
+    console.print(results.told(rows, result), highlight=False)
+    if "server" in total:
+        console.print(actors.told(total["server"]), highlight=False)
+    elif any(result.get("acting", {}).values()):
+        told = ", ".join(f"{100 * share:.1f} % {what}" for what, share in result["acting"].items())
+        console.print(told, highlight=False)
 
 
 def _limits(args: argparse.Namespace) -> dict[str, Any]:
     """Arguments of the environment that only evaluations have."""
     if arguments.is_alfworld(args):
-        return {"engine": args.engine or "native", "max_episode_steps": args.max_steps or _STEP_LIMIT}
+        return {"engine": args.engine or "native", "max_episode_steps": args.step_limit}
     return {} if args.max_steps is None else {"max_episode_steps": args.max_steps}
 
 
@@ -278,6 +286,7 @@ def _play(
     games: list[int],
     kept: list[Episode],
     name: str,
+    spent: results.Spent,
     console: Console,
 ) -> list[Episode]:
     """Play the games that were not played yet; each episode is kept as soon as it is over."""
@@ -298,6 +307,7 @@ def _play(
         def on_episode(episode: Episode) -> None:
             nonlocal n_kept
             write_episodes(path, [episode], append=True)
+            spent.keep()
             n_kept += 1
             args.on_interrupt = (
                 f"The {n_kept} episodes that were done are in {path}; 'agentprm eval --resume {args.out}' goes on."
@@ -319,7 +329,7 @@ def _kept(args: argparse.Namespace, about: dict[str, Any]) -> list[Episode]:
     path, unfinished, whole = (args.out / name for name in (_ABOUT, folders.UNFINISHED, folders.EPISODES))
     if args.resume is None:
         # The configuration last: what is killed here cannot be resumed, and is begun again.
-        for old in (args.out / configuration.FILE, unfinished, whole, args.out / "result.json"):
+        for old in (args.out / configuration.FILE, unfinished, whole, args.out / _RESULT):
             old.unlink(missing_ok=True)
         output.write_json(path, about)
         configuration.write_config(args.parser, args.out, args, args.rules)
@@ -347,49 +357,6 @@ def _mended(path: Path) -> list[Episode]:
     except ValueError:
         write_episodes(path, episodes)  # so that the next one is not added behind half a row
     return episodes
-
-
-def _about(args: argparse.Namespace, venv: VecEnv, model: str) -> dict[str, Any]:
-    """What a result is about: model, games, limits, and how it acts."""
-    games = venv.get_attr("games", indices=[0])[0] if venv.has_attr("games") else None
-    search = _search(args)
-    path = Path(model)
-    return {
-        "model": args.model_name or model,
-        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None,
-        "env": args.env or "ALFWorld-v0",
-        "games": _games_note(games, args.split),
-        "max_games": args.max_games,
-        "max_steps": _limits(args).get("max_episode_steps"),
-        "seed": args.seed,
-        "temperature": args.temperature,
-        "search": search,
-        "n": None if search in ("none", "prm-greedy") else args.best_of or args.n,
-        "depth": args.depth if search in ("look-ahead", *_PLANNERS) else None,
-        **({"search_options": args.search_options} if args.search_options else {}),
-        "policy_weight": _policy_weight(args, model) if search == "best-of-n" else None,
-        "prm": args.prm,
-        "action_mode": args.action_mode,
-        "reason": args.reason,
-        "template": args.template,
-    }
-
-
-def _policy_weight(args: argparse.Namespace, model: str) -> float:
-    """What the policy's log-probability counts in best-of-N; see :func:`~algorithms.common.shell.load.load_actor`."""
-    from algorithms.common.acting.search import POLICY_WEIGHT
-    from algorithms.common.acting.server import is_server
-
-    if args.policy_weight is not None:
-        return float(args.policy_weight)
-    return 0.0 if is_server(model) else POLICY_WEIGHT
-
-
-def _games_note(games: Any, split: str | None) -> dict[str, Any] | None:
-    """Which games a result is about; ``None`` where the environment does not list them."""
-    if getattr(games, "content_hash", None) is None:
-        return None
-    return {"source": games.source, "split": split, "content_hash": games.content_hash}
 
 
 def _search(args: argparse.Namespace) -> str:

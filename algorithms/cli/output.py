@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import subprocess
 import sys
@@ -105,15 +106,17 @@ def rates_table(rows: Sequence[Rate], first: str) -> Table:
 
 
 def rate_row(rate: Rate) -> dict[str, Any]:
-    """A rate as JSON."""
-    return {
-        "name": rate.name,
-        "n": rate.n,
+    """A rate as JSON; ``None`` stands for what there was nothing to measure by."""
+    numbers = {
         "success": rate.rate,
         "low": rate.low,
         "high": rate.high,
         "mean_steps": rate.mean_steps,
+        "mean_steps_won": rate.mean_steps_won,
+        "inadmissible": rate.inadmissible,
     }
+    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+    return {"name": rate.name, "n": rate.n, "wins": rate.successes, **finite}
 
 
 # ---------------------------------------------------------------------- files

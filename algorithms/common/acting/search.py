@@ -50,6 +50,11 @@ class PRMRows:
         # The same room for a response as where the model is fitted: long transcripts have to be shortened at the same turns.
         self._rows = TranscriptRows(TranscriptDecoder(prm.lm, n_rows, max_tokens=cache_tokens), prm.reserve)
 
+    @property
+    def n_fed(self) -> int:
+        """Tokens fed to the PRM so far, padding not counted."""
+        return self._rows.decoder.n_fed
+
     def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
         """See :class:`Actor`."""
         self._rows.start(row, task, self.prm.shown(history))

@@ -36,6 +36,8 @@ class Rate:
         low: lower end of the 95 % Wilson interval, in [0, 1].
         high: upper end of the interval, in [0, 1].
         mean_steps: mean number of turns of an episode; failures count at the step limit.
+        mean_steps_won: the same of the games that were won alone; NaN without any.
+        inadmissible: share of all turns whose command was not admissible, in [0, 1]; NaN without turns.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Rate:
     low: float
     high: float
     mean_steps: float
+    mean_steps_won: float = math.nan
+    inadmissible: float = math.nan
 
     @property
     def rate(self) -> float:
@@ -74,28 +78,41 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def rate(name: str, episodes: Sequence[Episode]) -> Rate:
+def rate(name: str, episodes: Sequence[Episode], max_steps: int | None = None) -> Rate:
     """Success rate of episodes.
 
     Args:
         name: what the rate is about.
         episodes: the episodes; without any the rate is NaN.
+        max_steps: the step limit, which failures count as; ``None``: as many turns as they had.
+
+    Example:
+        >>> from agentprm_gym.episodes import Turn
+        >>> def played(success, n):
+        ...     turns = [Turn(feedback="", admissible_commands=["look"], command="look")] * n
+        ...     return Episode(game_id="g", split="train", task_type="", task="", success=success, turns=turns)
+        >>> both = rate("all", [played(True, 4), played(False, 2)], max_steps=30)
+        >>> both.rate, both.mean_steps, both.mean_steps_won, both.inadmissible
+        (0.5, 17.0, 4.0, 0.0)
     """
-    wins = sum(e.success for e in episodes)
-    steps = float(np.mean([len(e.turns) for e in episodes])) if episodes else float("nan")
-    return Rate(name, len(episodes), wins, *wilson(wins, len(episodes)), steps)
+    won = [len(e.turns) for e in episodes if e.success]
+    lost = [len(e.turns) if max_steps is None else max_steps for e in episodes if not e.success]
+    foreign = [not turn.is_admissible for e in episodes for turn in e.turns]
+    steps, steps_won, inadmissible = (float(np.mean(x)) if x else math.nan for x in (won + lost, won, foreign))
+    return Rate(name, len(episodes), len(won), *wilson(len(won), len(episodes)), steps, steps_won, inadmissible)
 
 
-def by_task_type(episodes: Sequence[Episode]) -> list[Rate]:
+def by_task_type(episodes: Sequence[Episode], max_steps: int | None = None) -> list[Rate]:
     """Success rate of each task type that occurs, in the fixed order, then of all.
 
     Args:
         episodes: the episodes; those without a task type count in the last row alone.
+        max_steps: the step limit, which failures count as; ``None``: as many turns as they had.
     """
     present = {e.task_type for e in episodes if e.task_type}
     names = [t for t in TASK_TYPES if t in present] + sorted(present - set(TASK_TYPES))
-    rows = [rate(name, [e for e in episodes if e.task_type == name]) for name in names]
-    return [*rows, rate("all", episodes)]
+    rows = [rate(name, [e for e in episodes if e.task_type == name], max_steps) for name in names]
+    return [*rows, rate("all", episodes, max_steps)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +124,41 @@ class PairedDifference:
         low: lower end of the 95 % interval of the difference.
         high: upper end of the interval.
         n: number of games.
+        only_first: games that the first won and the second lost.
+        only_second: games that the second won and the first lost.
+        p_value: of McNemar's exact test that both are as likely to win a game that one alone won, see :func:`mcnemar`.
     """
 
     difference: float
     low: float
     high: float
     n: int
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """P-value of McNemar's exact test (McNemar, Psychometrika 12, 1947), two-sided.
+
+    Games that both won or both lost say nothing about which is better. Of the others, were both equally good, each would be
+    won by either with probability 1/2. The test gives the probability of a split as uneven as the one found, or more.
+
+    Args:
+        only_first: games that the first alone won, 0 or more.
+        only_second: games that the second alone won, 0 or more.
+
+    Returns:
+        In (0, 1]; 1 where no game was won by one alone.
+
+    Example:
+        >>> mcnemar(1, 5)  # 2 * (1 + 6) / 2 ** 6
+        0.21875
+    """
+    n = check_int("only_first", only_first, 0) + check_int("only_second", only_second, 0)
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+    # Whole numbers as long as possible: 2 ** n alone is too large for a float from 1,024 games on.
+    return min(1.0, 2 * tail / 2**n)
 
 
 def paired_difference(first: Sequence[Episode], second: Sequence[Episode]) -> PairedDifference:
@@ -131,7 +177,8 @@ def paired_difference(first: Sequence[Episode], second: Sequence[Episode]) -> Pa
     d = np.array([b[game] - a[game] for game in sorted(a)])
     mean = float(d.mean())
     half = Z * float(d.std(ddof=1)) / math.sqrt(len(d)) if len(d) > 1 else float("inf")
-    return PairedDifference(mean, mean - half, mean + half, len(d))
+    lost, won = int((d < 0).sum()), int((d > 0).sum())
+    return PairedDifference(mean, mean - half, mean + half, len(d), lost, won, mcnemar(lost, won))
 
 
 def make_eval_env(env_id: str = "ALFWorld-v0", n_envs: int = 64, **env_kwargs: Any) -> VecEnv:
