@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("agentprm_gym.registration",),
     ("agentprm_gym.prm",),
     ("agentprm_gym.wrappers",),
-    ("agentprm_gym.testing",),
+    ("agentprm_gym.testing", "agentprm_gym.integrations"),
     ("algorithms.testing",),
     ("algorithms.common.acting",),
     ("algorithms.common.shell",),

@@ -26,6 +26,7 @@ from algorithms.cli import (
     games,
     output,
     play,
+    serve,
     train,
 )
 from algorithms.common.shell.errors import DivergedError
@@ -63,7 +64,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     parser.add_argument("--debug", action="store_true", help="on an error, show where in the code it comes from")
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for module in (demo, train, evaluate, compare, bench, play, games, demos, export, export_data):
+    for module in (demo, train, evaluate, compare, bench, play, games, demos, export, export_data, serve):
         module.add_parser(verbs)
     return parser, verbs.choices
 

@@ -1,0 +1,52 @@
+"""The environments in frameworks of others, one module each; a module is loaded when its names are first used.
+
+``openenv``: a server (``pip install agentprm-gym[openenv]``). ``trl``: the household games for TRL's ``GRPOTrainer``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentprm_gym.integrations.openenv import OpenEnvEnvironment, make_app
+    from agentprm_gym.integrations.trl import (
+        TextGame,
+        TextGameRollouts,
+        environment_factory,
+        game_rows,
+        summed_rewards,
+    )
+
+#: Public names and the modules that hold them.
+_HOMES = {
+    "OpenEnvEnvironment": "openenv",
+    "TextGame": "trl",
+    "TextGameRollouts": "trl",
+    "environment_factory": "trl",
+    "game_rows": "trl",
+    "make_app": "openenv",
+    "summed_rewards": "trl",
+}
+
+__all__ = [
+    "OpenEnvEnvironment",
+    "TextGame",
+    "TextGameRollouts",
+    "environment_factory",
+    "game_rows",
+    "make_app",
+    "summed_rewards",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for: each module needs packages of its own.
+
+    Raises:
+        AttributeError: this package does not have the name.
+        ImportError: the framework is not installed; the message says how to get it.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has: {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
