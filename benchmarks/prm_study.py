@@ -129,6 +129,40 @@ def figures_of(rows: Sequence[Mapping[str, Any]], study: Study) -> dict[str, flo
     return figures
 
 
+#: Goals by the name of their figure: what is compared with what, seed by seed, in points.
+GOALS = {
+    "best_of_8_gain": ("best_of_8_sft", "sft_greedy"),
+    "best_of_16_over_8": ("best_of_16_sft", "best_of_8_sft"),
+    "agentprm_gain": ("agentprm_3_greedy", "sft_greedy"),
+    "agentprm_gain_sampled": ("agentprm_3", "sft"),
+    "over_rft_rollouts": ("agentprm_3_greedy", "rft_greedy"),
+    "over_grpo_rollouts": ("agentprm_3_greedy", "grpo_greedy"),
+    "over_grpo_minutes": ("agentprm_3_greedy", "grpo_minutes_greedy"),
+    "best_of_8_on_top": ("best_of_8_iteration_3", "agentprm_3_greedy"),
+    "inverse_gain": ("inverseprm_2_greedy", "sft_greedy"),
+}
+
+
+def goals(rows: Sequence[Mapping[str, Any]], study: Study, seeds: Sequence[int]) -> dict[str, float]:
+    """Goals of the study from each start, in points, with the lower end of the 95 % interval over seeds as ``<key>_low``.
+
+    ``pair_gain`` is of pairs of commands in the right order, by ``fair`` labels: the PRM that was fitted to the start's
+    rollouts against the start's log-probability.
+    """
+    figures: dict[str, float] = {}
+    for start in study.settings:
+        success = by_condition(rows, start)
+        found = {key: success[a] - success[b] for key, (a, b) in GOALS.items() if a in success and b in success}
+        pairs = [study.pair_accuracy(start, seed) for seed in seeds]
+        found["pair_gain"] = np.array([pair["prm"] - pair["sft"] for pair in pairs])
+        for key, values in found.items():
+            mean, half = mean_interval(100 * values)
+            figures[f"sft{start}_{key}"] = float(mean)
+            if len(values) > 1:
+                figures[f"sft{start}_{key}_low"] = float(mean - half)
+    return figures
+
+
 # ---------------------------------------------------------------------- showing
 def _cell(figures: Mapping[str, float], name: str, sign: str = "") -> str:
     """A mean in percent with half its interval; empty where there is no such figure."""
@@ -211,6 +245,21 @@ def tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> list[Fig
     return out
 
 
+def goal_table(figures: Mapping[str, float], study: Study) -> Figures:
+    """What the study asks, from each start: the mean difference, and from where its interval begins."""
+    names = ["pair_gain", *GOALS]
+    rows = []
+    for name in names:
+        cells = []
+        for start in study.settings:
+            key = f"sft{start}_{name}"
+            low = f", from {figures[f'{key}_low']:+.1f}" if f"{key}_low" in figures else ""
+            cells.append(f"{figures[key]:+.1f}{low}" if key in figures else "")
+        rows.append([name, *cells])
+    columns = ["difference", *(f"from SFT on {start}" for start in study.settings)]
+    return Figures("in points, seed by seed; from: lower end of the 95 % interval", columns, rows)
+
+
 def _pair_title(policy: str, prm: str, weight: float) -> str:
     """A policy, the PRM that chooses for it, and what the policy's own opinion counts."""
     which = "its PRM" if policy == prm else f"PRM of iteration {prm.rpartition('_')[2]}"
@@ -270,7 +319,7 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
     """Print the tables, and write the JSON, and the tables and the chart beside it."""
     seeds = sorted(set(seeds))
     rows = seed_rows(study, seeds)
-    figures = figures_of(rows, study)
+    figures = figures_of(rows, study) | goals(rows, study, seeds)
     cost: list[dict[str, Any]] = []
     for start, seed in itertools.product(study.settings, seeds):
         for part in parts_of(study.settings[start]):
@@ -285,7 +334,7 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
             for key in ("steps", "minutes"):
                 figures[f"sft{start}_{part}_train_{key}"] = float(np.mean([x[key] for x in spent]))
     some = study.evaluation(next(iter(study.settings)), seeds[0], Condition("sft", "sft"))
-    shown = tables(figures, study, len(seeds))
+    shown = [*tables(figures, study, len(seeds)), goal_table(figures, study)]
     console = PlainConsole(width=None if sys.stdout.isatty() else 190)
     for table in shown:
         table.show(console)

@@ -334,6 +334,20 @@ class Study:
             args += ["--max-games", self.max_games]
         self.run(self.evaluation(start, seed, condition), "result.json", "eval", *args, "--seed", seed)
 
+    def rank(self, start: int, seed: int) -> None:
+        """Measure how the PRM fitted to the start's rollouts orders the commands of a state, and how the start itself does."""
+        prm, sft = self.model(start, seed, "agentprm_1"), self.model(start, seed, "sft")
+        out = self.part(start, seed, "eval") / "bench"
+        few = [] if self.max_games is None else ["--max-states", 10 * self.max_games]
+        rankers = [f"prm=prm:{prm}", f"sft=policy:{sft}"]
+        self.run(out, "result.json", "bench", *rankers, "--panel", "generated", "--labels", "fair", *few)
+
+    def pair_accuracy(self, start: int, seed: int) -> dict[str, float]:
+        """Share of a state's pairs of commands that are in the right order, by ``fair`` labels: of ``"prm"`` and ``"sft"``."""
+        path = self.part(start, seed, "eval") / "bench" / "result.json"
+        figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+        return {name: float(figures[f"{name}/pair_accuracy"]) for name in ("prm", "sft")}
+
     def evaluation(self, start: int, seed: int, condition: Condition) -> Path:
         """Folder of an evaluation."""
         return self.part(start, seed, "eval") / condition.name
@@ -381,6 +395,8 @@ class Study:
                 for (start, seed, part), _ in zip(tasks, pool.map(lambda x: self.train(*x), tasks), strict=True):
                     steps, minutes = self.spent(start, seed, part)
                     print(f"sft{start}, seed {seed}: {part}, {steps:,} steps, {minutes:.1f} minutes", flush=True)
+            for (start, seed), _ in zip(pairs, pool.map(lambda x: self.rank(*x), pairs), strict=True):
+                print(f"sft{start}, seed {seed}: pairs in order {self.pair_accuracy(start, seed)}", flush=True)
             plays = [(*pair, c) for pair in pairs for c in conditions(self.settings[pair[0]], self.best_of)]
             for (start, seed, c), _ in zip(plays, pool.map(lambda x: self.evaluate(*x), plays), strict=True):
                 row = read_row(self.evaluation(start, seed, c))

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import prm_study, prm_study_parts
-from benchmarks.prm_study import differences, figures_of, seed_rows
+from benchmarks.prm_study import differences, figures_of, goals, seed_rows
 from benchmarks.prm_study_parts import PARTS, Condition, Settings, Study, conditions, parts_of
 
 STARTS = {20: Settings(agentprm_iterations=2, inverseprm_iterations=1), 50: Settings()}
@@ -34,6 +34,11 @@ def study(tmp_path: Path) -> Study:
         for i, c in enumerate(conditions(settings, BEST_OF)):
             for seed in SEEDS:
                 write_result(study.evaluation(start, seed, c), i * (1 + seed) / 100)
+        for seed in SEEDS:
+            folder = study.part(start, seed, "eval") / "bench"
+            folder.mkdir(parents=True)
+            found = {"prm/pair_accuracy": 0.7 + 0.01 * seed, "sft/pair_accuracy": 0.7 - 0.01 * seed}
+            (folder / "result.json").write_text(json.dumps({"figures": found}))
     return study
 
 
@@ -81,6 +86,21 @@ def test_figures_are_means_and_paired_differences(study: Study) -> None:
     assert "sft50_agentprm_1_greedy_minus_sft" not in figures  # its greedy play is not measured
     assert figures["sft20_grpo_mean_steps"] == 10
     assert all(isinstance(value, float) for value in figures.values())
+
+
+def test_goals_are_points_with_the_lower_end_of_their_interval(study: Study) -> None:
+    rows = seed_rows(study, SEEDS)
+    found = goals(rows, study, SEEDS)
+    names = [c.name for c in conditions(STARTS[50], BEST_OF)]
+    at = names.index("agentprm_3_greedy") - names.index("sft_greedy")
+    assert found["sft50_agentprm_gain"] == pytest.approx(1.5 * at)
+    assert found["sft50_agentprm_gain_low"] == pytest.approx(1.5 * at - 12.706 * at / 2, rel=1e-4)
+    assert found["sft50_pair_gain"] == pytest.approx(1.0)  # 0 and 2 points
+    assert found["sft50_pair_gain_low"] == pytest.approx(1.0 - 12.706, rel=1e-4)
+    assert "sft20_agentprm_gain" not in found and "sft20_pair_gain" in found  # it has two iterations
+    table = prm_study.goal_table(found, study)
+    assert table.rows[0] == ["pair_gain", "+1.0, from -11.7", "+1.0, from -11.7"]
+    assert ["best_of_8_gain", "", ""] in table.rows  # best-of-8 is not measured here
 
 
 def test_one_seed_has_no_intervals(study: Study) -> None:
