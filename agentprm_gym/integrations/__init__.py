@@ -1,6 +1,7 @@
 """The environments in frameworks of others, one module each; a module is loaded when its names are first used.
 
 ``openenv``: a server (``pip install agentprm-gym[openenv]``). ``trl``: the household games for TRL's ``GRPOTrainer``.
+``verl_agent``: verl-agent's ALFWorld environments and manager on this package's engine.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ if TYPE_CHECKING:
         game_rows,
         summed_rewards,
     )
+    from agentprm_gym.integrations.verl_agent import AlfworldManager, build_alfworld_envs
 
 #: Public names and the modules that hold them.
 _HOMES = {
+    "AlfworldManager": "verl_agent",
     "OpenEnvEnvironment": "openenv",
     "TextGame": "trl",
     "TextGameRollouts": "trl",
+    "build_alfworld_envs": "verl_agent",
     "environment_factory": "trl",
     "game_rows": "trl",
     "make_app": "openenv",
@@ -30,9 +34,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "AlfworldManager",
     "OpenEnvEnvironment",
     "TextGame",
     "TextGameRollouts",
+    "build_alfworld_envs",
     "environment_factory",
     "game_rows",
     "make_app",
