@@ -46,7 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "algorithms.inverse_prm",
     ),
     ("algorithms.registry",),
-    ("algorithms.bench", "algorithms.export_data"),
+    ("algorithms.bench", "algorithms.export_data", "algorithms.report"),
     ("algorithms.cli",),
     ("benchmarks",),
 )

@@ -26,6 +26,7 @@ from algorithms.cli import (
     games,
     output,
     play,
+    report,
     serve,
     train,
 )
@@ -41,6 +42,7 @@ _EPILOG = """examples:
   agentprm train --resume runs/agentprm go on with a run that was killed or interrupted
   agentprm eval runs/agentprm --split valid_unseen
   agentprm compare runs/ppo runs/grpo   the curves of two runs in one chart
+  agentprm report runs/agentprm runs/eval/agentprm-valid_unseen
   agentprm bench uniform policy:runs/sft prm:runs/agentprm --out runs/bench
   agentprm play --policy runs/agentprm
   agentprm export runs/agentprm --adapter prm --out prm
@@ -64,7 +66,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     parser.add_argument("--debug", action="store_true", help="on an error, show where in the code it comes from")
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for module in (demo, train, evaluate, compare, bench, play, games, demos, export, export_data, serve):
+    for module in (demo, train, evaluate, compare, report, bench, play, games, demos, export, export_data, serve):
         module.add_parser(verbs)
     return parser, verbs.choices
 
