@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections import Counter
@@ -43,6 +44,7 @@ def add_parser(verbs: Any) -> None:
     arguments.add_game_options(parser, None, no_split="all of them; generate: train")
     listing = parser.add_argument_group("list")
     listing.add_argument("--list", action="store_true", dest="ids", help="print the games' ids, one on each line")
+    listing.add_argument("--json", action="store_true", help="print source, counts and hash of each split as JSON")
     listing.add_argument("--check", action="store_true", help="read every game and name those that cannot be played")
     generate = parser.add_argument_group("generate")
     generate.add_argument("--n", type=arguments.positive, default=1000, metavar="N", help="how many games")
@@ -90,6 +92,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return 0
     if args.check:
         return _check(found, console)
+    if args.json:
+        sys.stdout.write(json.dumps([_row(games) for games in found], indent=1) + "\n")
+        return 0
     console.print(_table(found))
     if args.games == "auto" and any(games.source == "generated" for games in found):
         console.print("ALFWorld's own games: run alfworld-download, or set ALFWORLD_DATA to the folder with json_2.1.1")
@@ -113,6 +118,18 @@ def _find(args: argparse.Namespace) -> list[GameList]:
     if missing is not None and not found:
         raise missing
     return found
+
+
+def _row(games: GameList) -> dict[str, Any]:
+    counts = Counter(game_id.split("-", 1)[0] for game_id in games.game_ids)
+    types = {task_type: counts[task_type] for task_type in TASK_TYPES}
+    return {
+        "split": games.split,
+        "from": games.source,
+        "games": len(games),
+        "task_types": types,
+        "content_hash": games.content_hash,
+    }
 
 
 def _table(found: list[GameList]) -> Table:
