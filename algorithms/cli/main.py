@@ -67,7 +67,21 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     parser.add_argument("--debug", action="store_true", help="on an error, show where in the code it comes from")
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
-    for module in (demo, train, evaluate, compare, report, bench, play, games, demos, export, export_data, serve, doctor):
+    for module in (
+        demo,
+        train,
+        evaluate,
+        compare,
+        report,
+        bench,
+        play,
+        games,
+        demos,
+        export,
+        export_data,
+        serve,
+        doctor,
+    ):
         module.add_parser(verbs)
     return parser, verbs.choices
 
