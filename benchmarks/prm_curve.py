@@ -316,10 +316,10 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     table = Table()
     names = ("pair_accuracy", "top1", "regret", "best_of_8_regret", "best_of_32_regret")
     for column in ("cell", "seed", *names):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for row in rows:
         table.add_row(row["cell"], str(row["seed"]), *(f"{row[name]:.3f}" for name in names))
-    Console().print(table)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":
