@@ -111,7 +111,7 @@ def test_an_episode_ends_where_no_room_is_left() -> None:
 # With the real trainer -------------------------------------------------------------------------------------------------------
 
 
-def make_trainer(folder: Path, chat_template: str | None = None, **kwargs: Any) -> Any:
+def make_trainer(folder: Path, chat_template: str | None = None, max_completion_length: int = 24, **kwargs: Any) -> Any:
     """A GRPOTrainer on a random Qwen3, two steps of two groups."""
     trl = pytest.importorskip("trl", reason="needs TRL")
     from datasets import Dataset
@@ -127,7 +127,7 @@ def make_trainer(folder: Path, chat_template: str | None = None, **kwargs: Any) 
         max_steps=2,
         per_device_train_batch_size=4,
         num_generations=2,
-        max_completion_length=24,
+        max_completion_length=max_completion_length,
         learning_rate=1e-2,
         report_to=[],
         use_cpu=True,
@@ -155,6 +155,33 @@ def test_grpo_with_the_tool(tmp_path: Path) -> None:
     trainer.train()
     rewards = [row["rewards/TextGame/mean"] for row in trainer.state.log_history if "rewards/TextGame/mean" in row]
     assert len(rewards) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trl_calls_the_tool_and_asks_for_its_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random models call no tools, so what is sampled is written here; the rest is TRL's."""
+    trainer = make_trainer(
+        tmp_path,
+        "qwen3.jinja",
+        max_completion_length=4000,
+        train_dataset=game_rows(4),
+        environment_factory=environment_factory(reward="penalty", max_episode_steps=3, **GAMES),
+    )
+    call = '<tool_call>\n{"name": "act", "arguments": {"command": "dance"}}\n</tool_call><|im_end|>'
+    turns, read = [call, call, "I give up.<|im_end|>"], []
+
+    def sample(ids: list[list[int]], *others: Any, **more: Any) -> Any:
+        read.append(trainer.processing_class.decode(ids[0]))
+        said = turns[(len(read) - 1) % len(turns)]
+        return [trainer.processing_class.encode(said) for _ in ids], None
+
+    monkeypatch.setattr(trainer, "_generate_single_turn", sample)
+    trainer.train()
+    means = [row["rewards/TextGame/mean"] for row in trainer.state.log_history if "rewards/TextGame/mean" in row]
+    assert means == pytest.approx([-0.2, -0.2])
+    assert "Your task is to" in read[0] and '"name": "act"' in read[0]
+    assert "Nothing happens." in read[1] and "Admissible commands:" in read[1]
 
 
 @pytest.mark.slow
