@@ -49,6 +49,12 @@ class TestNames:
         with pytest.raises(ModelNotFoundError, match=r"cannot load the model '.*lora': it is in its folder"):
             LanguageModel.load(str(tmp_path / "lora"))
 
+    def test_an_unknown_type_of_weights_is_no_fault_of_the_files(self, qwen: str) -> None:
+        for wrong in ("bf16", "half precision", "nn"):
+            with pytest.raises(ValueError, match=r"dtype must be 'auto'.*got"):
+                LanguageModel.load(qwen, dtype=wrong)
+        assert LanguageModel.load(qwen, dtype="bfloat16").base.dtype == torch.bfloat16
+
     def test_a_base_that_was_moved_is_named_and_never_looked_for_on_the_hub(
         self, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -89,6 +89,12 @@ def _quantization(kind: str | None, device: str | torch.device) -> dict[str, Any
     return {"quantization_config": config, "device_map": {"": str(device)}}
 
 
+def _check_dtype(dtype: str | torch.dtype) -> None:
+    """Refuse a type that torch does not have, which the library would take for a fault of the model's files."""
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ValueError(f"dtype must be 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype, got {dtype!r}")
+
+
 def load_pretrained(
     name: str,
     *,
@@ -102,11 +108,12 @@ def load_pretrained(
 
     Raises:
         ModelNotFoundError: (a ``ValueError``) if there is nothing at that name.
-        ValueError: for an unknown attention implementation or quantization.
+        ValueError: for an unknown type, attention implementation or quantization.
         ImportError: if what quantization needs is not installed.
     """
     if attn_implementation not in ATTENTION:
         raise ValueError(f"attn_implementation must be 'sdpa' or 'eager', got {attn_implementation!r}")
+    _check_dtype(dtype)
     extra = _quantization(quantization, device)
     path = resolve_model(name)
     local = Path(path).is_dir()
