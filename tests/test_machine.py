@@ -82,3 +82,22 @@ def test_a_larger_model_is_measured(learner: str, monkeypatch: pytest.MonkeyPatc
         assert machine.use_fast_threads(lm) == chosen  # measured once
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_learning_rate_for_small_models_is_warned_of_on_a_large_one(
+    learner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The defaults of SFT and AgentPRM are set for the bundled model."""
+    from algorithms import SFT
+    from algorithms.common.shell import machine
+    from tests.algorithm_helpers import make_model, make_toy
+
+    model = make_model(SFT, learner, make_toy())
+    model.learn(1)  # warnings are errors here
+    monkeypatch.setattr(machine, "SMALL_MODEL", 1000)
+    monkeypatch.setattr(machine, "_chosen", [1])  # the threads stay as they are
+    model.learning_rate = 1e-4
+    model.learn(1)
+    model.learning_rate = 2e-3
+    with pytest.warns(UserWarning, match=r"learning_rate=0.002 .* begin with about 1e-4"):
+        model.learn(1)

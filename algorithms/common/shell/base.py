@@ -52,7 +52,7 @@ from algorithms.common.shell.folders import saved_model
 from algorithms.common.shell.logs import ONLY_TENSORBOARD, Samples, describe_run, episode_markdown, reward_settings
 from algorithms.common.shell.machine import check_device, use_fast_threads
 from algorithms.common.shell.saves import SavedAlgorithm
-from algorithms.common.shell.settings import check_learning_rate, plain_settings, with_buffers
+from algorithms.common.shell.settings import check_learning_rate, plain_settings, warn_of_learning_rate, with_buffers
 from algorithms.common.shell.workers import check_workers
 
 SelfLLMAlgorithm = TypeVar("SelfLLMAlgorithm", bound="LLMAlgorithm")
@@ -307,6 +307,7 @@ class LLMAlgorithm(SavedAlgorithm):
         else:
             self._go_on(resumed)
         use_fast_threads(self.lm)
+        warn_of_learning_rate(self.learning_rate, int(self.lm.base.num_parameters()))
         if self.workers is not None:
             check_workers(self.workers, self.policy, self.env)
         callback.on_training_start(locals(), globals())

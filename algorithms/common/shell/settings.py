@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from agentprm_gym.checks import check_float
 from agentprm_gym.llm.model import lora_settings
 from agentprm_gym.llm.prompts import TEMPLATES, template_source
 from agentprm_gym.spaces import UnicodeText
+from algorithms.common.shell import machine
 
 
 def plain_settings(value: Any, name: str) -> Any:
@@ -54,6 +56,26 @@ def plain_settings(value: Any, name: str) -> Any:
     raise ValueError(
         f"{name} cannot be saved: expected numbers, strings, paths, or lists and mappings of these, got {type(value).__name__}"
     )
+
+
+#: What is more than this is a learning rate for small models (:data:`~algorithms.common.shell.machine.SMALL_MODEL`).
+LARGE_LEARNING_RATE = 5e-4
+
+
+def warn_of_learning_rate(learning_rate: float, n_parameters: int) -> None:
+    """Warn where a learning rate that suits the bundled model meets a large one, for example as the default.
+
+    Args:
+        learning_rate: of the policy's adapter.
+        n_parameters: of the base model.
+    """
+    if n_parameters >= machine.SMALL_MODEL and learning_rate > LARGE_LEARNING_RATE:
+        warnings.warn(
+            f"learning_rate={learning_rate:g} suits the bundled model of a million parameters, and this base has "
+            f"{n_parameters / 1e6:,.0f} million: begin with about 1e-4 (docs/your_own.md)",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_learning_rate(learning_rate: Any) -> float:
