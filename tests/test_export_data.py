@@ -181,6 +181,13 @@ def test_a_runs_folder_says_what_was_history(tmp_path: Path):
     assert (episodes, histories) == ([PLAYED[2], *PLAYED[:2]], [0, 0, 1])
 
 
+def test_a_runs_folder_is_read_without_what_is_there_twice(tmp_path: Path) -> None:
+    for name, played in (("gathered_1", PLAYED[:1]), ("gathered_1_2", PLAYED[:2]), ("gathered_10", PLAYED[2:])):
+        write_episodes(tmp_path / "resume" / name / "episodes.jsonl.gz", played)
+    write_episodes(tmp_path / "diverged.jsonl.gz", PLAYED)
+    assert found_episodes([tmp_path])[0] == [*PLAYED[2:], *PLAYED[:2]]
+
+
 def test_the_command_line(cli: Cli):
     assert cli("demos", "--games", "generated", "--n", 2, "--out", "demos.jsonl.gz").status == 0
     for to in ("stepwise", "preferences", "values", "chat", "episodes"):

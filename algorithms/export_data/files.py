@@ -6,12 +6,18 @@ import gzip
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentprm_gym import Episode, read_episodes
 from agentprm_gym.files import write_whole
+
+#: What a run keeps of an update that failed: these episodes are in what it played, too.
+_DIVERGED = "diverged.jsonl.gz"
+#: What an iteration of a run played, and a later version of it, which takes its place.
+_GATHERED = re.compile(r"gathered_(\d+)(?:_(\d+))?")
 
 
 def check_name(path: Path) -> None:
@@ -93,7 +99,8 @@ def found_episodes(sources: Sequence[str | os.PathLike[str]]) -> tuple[list[Epis
     """Read the episodes of files, of evaluations and of runs.
 
     Args:
-        sources: files that ``write_episodes`` wrote, or folders: all ``*.jsonl.gz`` and ``*.jsonl`` anywhere in them.
+        sources: files that ``write_episodes`` wrote, or folders: all ``*.jsonl.gz`` and ``*.jsonl`` anywhere in them,
+            without the episodes on which a run diverged, and without older versions of what an iteration played.
 
     Returns:
         The episodes, and for each how many of its turns another episode played: those of a branch before it was branched.
@@ -105,7 +112,7 @@ def found_episodes(sources: Sequence[str | os.PathLike[str]]) -> tuple[list[Epis
     episodes: list[Episode] = []
     histories: list[int] = []
     for source in map(Path, sources):
-        files = sorted([*source.rglob("*.jsonl.gz"), *source.rglob("*.jsonl")]) if source.is_dir() else [source]
+        files = _files(source) if source.is_dir() else [source]
         if not files:
             raise FileNotFoundError(f"no episodes in {source}: expected .jsonl.gz or .jsonl files that agentprm wrote")
         for file in files:
@@ -116,3 +123,19 @@ def found_episodes(sources: Sequence[str | os.PathLike[str]]) -> tuple[list[Epis
             histories += known if len(known) == len(read) else [0] * len(read)
             episodes += read
     return episodes, histories
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of episodes in a folder, each episode once."""
+    files = sorted([*folder.rglob("*.jsonl.gz"), *folder.rglob("*.jsonl")])
+    newest: dict[tuple[Path, str], int] = {}
+    for file in files:
+        if found := _GATHERED.fullmatch(file.parent.name):
+            key = file.parent.parent, found[1]
+            newest[key] = max(newest.get(key, 1), int(found[2] or 1))
+    return [file for file in files if file.name != _DIVERGED and _is_newest(file, newest)]
+
+
+def _is_newest(file: Path, newest: Mapping[tuple[Path, str], int]) -> bool:
+    found = _GATHERED.fullmatch(file.parent.name)
+    return found is None or int(found[2] or 1) == newest[file.parent.parent, found[1]]
