@@ -1,13 +1,14 @@
 """Does a metric predict what training against a ranker brings? ``python -m benchmarks.bench_study [--quick] [--out FILE]``.
 
-Rankers of graded quality are measured on the panel, and one and the same policy is improved against each of them, always by the
-same step: online DPO on states of its own episodes, best against worst of eight draws, so that only the order of a ranker's
-scores counts. The gain is the difference of success to the policy itself on held-out games, each played once, sampled and
-greedily. Then the rank correlation (Spearman) of every metric with the gain, with intervals from resampled rankers and games.
+Rankers of graded quality are measured on the panel, and one and the same policy, cloned from ten demonstrations, is improved
+against each of them, always by the same step: online DPO on states of its own episodes, best against worst of eight draws, so
+that only the order of a ranker's scores counts. The gain is the difference of success to the policy itself on held-out games,
+each played once, sampled and greedily. Then the rank correlation (Spearman) of every metric with the gain, with intervals from resampled rankers and games.
 
 Rankers: the planner's and the fair labels with noise of five sizes; process reward models of both forms, fitted to few and many
-episodes, to exact, fair and Monte-Carlo labels; the policy's own log-probability, an implicit reward, the length of a command,
-and uniform scores. The fitted ones are those of ``benchmarks.prm_curve``, whose labels are taken from its folder.
+episodes, to exact, fair and Monte-Carlo labels; log-probabilities of the policy itself and of a better one, an implicit reward,
+the length of a command, and uniform scores. The fitted ones are those of ``benchmarks.prm_curve``, whose labels are taken from
+its folder.
 
 What is done is kept in ``--work``, so an interrupted study goes on.
 """
@@ -35,6 +36,7 @@ from agentprm_gym.bench.panel import read_panel
 from agentprm_gym.bench.ranker import LabelRanker, LengthRanker, Ranker, UniformRanker, score_panel
 from agentprm_gym.bench.states import BenchState
 from agentprm_gym.episodes import Turn
+from agentprm_gym.experts import demonstrations
 from agentprm_gym.games import find_games
 from algorithms import SFT
 from algorithms.bench.saves import ImplicitRanker, PolicyRanker, PRMRanker
@@ -52,7 +54,9 @@ RESULTS = Path(__file__).parent / "results"
 STEP = ImproveStage(objective="online_dpo", n_updates=60, batch_size=16, margin=0.0, imitation_coef=0.0)
 LEARNING_RATE = 1e-3
 #: Episodes that the states of the step are from, and games that the gain is measured on.
-N_EPISODES, N_GAMES = 300, 200
+N_EPISODES, N_GAMES = 200, 400
+#: Demonstrations that the policy is cloned from, and passes over them.
+N_DEMOS, EPOCHS = 10, 8
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.4)
 FITTED = (
     *(Cell("mc", form, "list", n) for n in (100, 400) for form in ("scalar", "log_prob")),
@@ -73,7 +77,8 @@ class Setting:
         turns: the episodes' lists of turns, in the same order.
         panel: held-out states.
         work: folder.
-        save: the policy.
+        save: the policy that is improved.
+        fitted_from: the policy that the fitted rankers begin as; better than the one that is improved.
         quick: a small study.
     """
 
@@ -82,6 +87,7 @@ class Setting:
     panel: list[BenchState]
     work: Path
     save: Path
+    fitted_from: Path
     quick: bool
 
 
@@ -115,7 +121,8 @@ def prepare(args: argparse.Namespace) -> Setting:
     """Play the policy's own episodes and label their states; take the panel's held-out states."""
     n = 24 if args.quick else N_EPISODES
     args.work.mkdir(parents=True, exist_ok=True)
-    policy = SFT.load(args.policy, env=None).policy
+    save = args.policy or cloned(args.work / "policy.zip")
+    policy = SFT.load(save, env=None).policy
     venv = make_eval_env(n_envs=64, split="train", games="generated", max_episode_steps=MAX_STEPS)
     n_games = venv.get_attr("n_games", indices=[0])[0]
     drawn = np.random.default_rng([0, 31]).permutation(n_games)[:n]
@@ -141,20 +148,29 @@ def prepare(args: argparse.Namespace) -> Setting:
                 here[state.turn] = replace(state, labels={"oracle": oracle, "fair": fair})
             labelled.append(here)
     panel = [s for s in read_panel(args.panel).states if s.split == "valid_seen"]
-    return Setting(
-        labelled, [r.episode for r in rollouts], panel[:80] if args.quick else panel, args.work, args.policy, args.quick
-    )
+    panel = panel[:80] if args.quick else panel
+    return Setting(labelled, [r.episode for r in rollouts], panel, args.work, save, POLICIES / "sft_v1.zip", args.quick)
+
+
+def cloned(path: Path) -> Path:
+    """The policy that is improved, trained where it is not there yet: one that leaves room for a gain."""
+    if not path.exists():
+        shown = demonstrations(find_games("train", "generated"), N_DEMOS, 0)
+        model = SFT("tiny", make_eval_env(n_envs=8, split="train", games="generated"), demonstrations=shown, seed=0)
+        model.learn(EPOCHS * sum(len(episode.turns) for episode in shown)).save(path)
+    return path
 
 
 def rankers(setting: Setting, curve: Path) -> dict[str, Callable[[], Any]]:
     """All rankers by name, each made when it is needed."""
-    save = str(setting.save)
+    better = str(setting.fitted_from)
     out: dict[str, Callable[[], Any]] = {}
     for kind in ("oracle", "fair"):
         for noise in NOISES:
             out[f"{kind}_noise_{noise:g}"] = partial(LabelRanker, kind, noise)
-    out |= {"uniform": UniformRanker, "length": LengthRanker, "policy": lambda: PolicyRanker.load(save)}
-    out["implicit"] = lambda: ImplicitRanker.load(str(setting.save.with_name("better_v1.zip")), save)
+    out |= {"uniform": UniformRanker, "length": LengthRanker, "policy": lambda: PolicyRanker.load(str(setting.save))}
+    out["better_policy"] = lambda: PolicyRanker.load(better)
+    out["implicit"] = lambda: ImplicitRanker.load(str(setting.fitted_from.with_name("better_v1.zip")), better)
     for cell in FITTED:
         out[cell.name] = partial(_fitted, cell, setting, curve)
     return {name: out[name] for name in ("oracle_noise_0", "fair_noise_0.2", "uniform")} if setting.quick else out
@@ -162,10 +178,10 @@ def rankers(setting: Setting, curve: Path) -> dict[str, Callable[[], Any]]:
 
 def _fitted(cell: Cell, setting: Setting, curve: Path) -> PRMRanker:
     """A PRM of the learning curve, fitted again to its labels."""
-    policy = SFT.load(setting.save, env=None).policy
+    policy = SFT.load(setting.fitted_from, env=None).policy
     played = play(policy, max(c.n for c in FITTED), 0)
     label(played, cell.labels, cell.n, policy, curve / "seed_0" / f"labels_{cell.labels}.jsonl")
-    return PRMRanker(fit(cell, played, setting.save, 0))
+    return PRMRanker(fit(cell, played, setting.fitted_from, 0))
 
 
 def gain(ranker: Ranker | None, setting: Setting, seed: int) -> dict[str, list[float]]:
@@ -232,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three rankers, a small step")
     parser.add_argument("--panel", default="generated", help="a panel with oracle and fair labels")
-    parser.add_argument("--policy", type=Path, default=POLICIES / "sft_v1.zip", help="who is improved")
+    parser.add_argument("--policy", type=Path, help="who is improved (default: cloned from 10 demonstrations)")
     parser.add_argument("--curve", type=Path, default=Path("runs/prm_curve"), help="folder of benchmarks.prm_curve")
     parser.add_argument("--seed", type=int, default=0, help="of the improvement steps")
     parser.add_argument("--work", type=Path, default=Path("runs/bench_study"), help="where work is kept")
@@ -240,7 +256,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     setting = prepare(args)
-    line = score_panel(PolicyRanker.load(str(args.policy)), setting.panel)
+    line = score_panel(PolicyRanker.load(str(setting.save)), setting.panel)
     draws = [softmax(row).tolist() for row in line]
     measured = {kind: PanelMetrics(setting.panel, kind, policy=draws, n_samples=0) for kind in ("fair", "oracle")}
     rows = []

@@ -20,7 +20,7 @@ def say(command: str) -> str:
 
 
 def test_the_templates_are_verl_agents() -> None:
-    """Digests of the two texts as they stand in verl-agent's prompts/alfworld.py."""
+    """Digests of the two texts as they were copied out of verl-agent's prompts/alfworld.py; a changed letter is found."""
     digests = [hashlib.sha256(text.encode()).hexdigest() for text in (FIRST_PROMPT, LATER_PROMPT)]
     assert digests == [
         "2ef46eb62d286d8433149dcbda1f60a0e844125ff20f1a0a3e210f2b04551965",

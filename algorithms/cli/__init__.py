@@ -1,4 +1,4 @@
-"""The command line: ``agentprm demo | train | eval | play | games``."""
+"""The command line: ``agentprm demo | train | eval | ...``; ``agentprm --help`` lists the verbs."""
 
 from algorithms.cli.main import main
 
