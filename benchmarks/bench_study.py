@@ -3,7 +3,8 @@
 Rankers of graded quality are measured on the panel, and one and the same policy, cloned from ten demonstrations, is improved
 against each of them, always by the same step: online DPO on states of its own episodes, best against worst of eight draws, so
 that only the order of a ranker's scores counts. The gain is the difference of success to the policy itself on held-out games,
-each played once, sampled and greedily. Then the rank correlation (Spearman) of every metric with the gain, with intervals from resampled rankers and games.
+each played once, sampled and greedily. Then the rank correlation (Spearman) of every metric with the gain, with intervals from
+resampled rankers and games.
 
 Rankers: the planner's and the fair labels with noise of five sizes; process reward models of both forms, fitted to few and many
 episodes, to exact, fair and Monte-Carlo labels; log-probabilities of the policy itself and of a better one, an implicit reward,
