@@ -17,6 +17,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -378,13 +379,16 @@ class TestArchitectures:
         [
             ("hyperclovax", {"logits_scaling": 0.25}, r"HyperCLOVAXForCausalLM .*scales its logits"),
             ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "MptForCausalLM"),
-            ("mamba", {}, r"MambaForCausalLM.*linear_attention"),
+            # transformers 5.0 does not name the kind of its layers, and the first pass fails.
+            ("mamba", {}, r"MambaForCausalLM.*(linear_attention|cannot be evaluated on token trees)"),
         ],
     )
     def test_what_token_trees_cannot_reproduce_is_refused(
         self, tmp_path: Path, kind: str, settings: dict[str, Any], said: str
     ) -> None:
         """Scaled logits of an unknown kind, positions that come from the mask, and recurrence."""
+        if kind not in CONFIG_MAPPING:
+            pytest.skip(f"this version of transformers does not know {kind}")
         path = save_architecture(tmp_path, kind, **settings)
         with pytest.raises(UnsupportedModelError, match=said):
             LanguageModel.load(path, attn_implementation="eager")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,7 @@ def test_a_process_reward_model_gives_the_same_numbers_and_gradients(form: str) 
     both_ways(lm, compute)
 
 
+@pytest.mark.usefixtures("exact_llama")
 def test_a_large_rank_and_a_part_of_the_layers() -> None:
     both_ways(large := make("tiny", r=64), lambda: scores(large))
     both_ways(some := make("tiny", ["q_proj", "down_proj"], r=4), lambda: scores(some))
@@ -234,26 +236,28 @@ def test_random_trees_attend_as_their_masks_say() -> None:
 
 @pytest.mark.parametrize("mode", ["constrained", "score", "generate"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_acting_is_the_same(architecture: str, mode: str, tmp_path: Path) -> None:
+def test_acting_is_the_same(architecture: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a cache, several rows of different lengths at a time, with an adapter and with it folded in."""
-    lm = make(save_random_model(tmp_path, architecture, head_scale=20.0), dtype="float32")
+    if mode == "generate":
+        # A draw tips where a bound between two of 1,500 tokens moves over its random number. In float32 bounds move by 1e-7,
+        # so of 240 tokens that are written freely one tips now and then, and the rest of the episode is another text. Which
+        # one depends on the version of torch. In double precision throughout, the library's norms included, none does.
+        library = import_module(f"transformers.models.{architecture}.modeling_{architecture}")
+        monkeypatch.setattr(library, "torch", InDouble())
+    lm = make(
+        save_random_model(tmp_path, architecture, head_scale=20.0),
+        dtype="float64" if mode == "generate" else "float32",
+    )
     fast = act(lm, mode, make_episodes(5))
     with lm.merged("policy"):
         folded = act(lm, mode, make_episodes(5))
     lm.fast = False
-    n_turns = n_other = 0
+    plain = act(lm, mode, make_episodes(5))
     for played in (fast, folded):
-        for mine, theirs in zip(played, act(lm, mode, make_episodes(5)), strict=True):
-            same = [a.response == b.response for a, b in zip(mine.turns, theirs.turns, strict=True)]
-            # Of thousands of tokens that are written freely, rounding may move the bound between two under a random number.
-            # What is written behind it is another text, in this turn and in those that read it.
-            until = same.index(False) if mode == "generate" and False in same else len(same)
-            assert all(same[:until])
-            n_turns += len(same)
-            n_other += len(same) - until
-            for a, b in zip(mine.turns[:until], theirs.turns[:until], strict=True):
+        for mine, theirs in zip(played, plain, strict=True):
+            for a, b in zip(mine.turns, theirs.turns, strict=True):
+                assert a.response == b.response
                 assert a.log_prob == pytest.approx(b.log_prob, abs=1e-3)
-    assert n_other <= 0.2 * n_turns
 
 
 def test_adapters_are_switched_as_without() -> None:
