@@ -24,8 +24,19 @@ NONSENSE = ("dance", "", "go to moon 1", "Look", "look\nlook", "take the apple")
 @pytest.fixture(scope="module")
 def stock() -> Iterator[TextWorldEngine]:
     engine = TextWorldEngine(cached=False, trust_games=True)
+    skip_where_textworld_cannot_play(engine)
     yield engine
     engine.close()
+
+
+def skip_where_textworld_cannot_play(engine: TextWorldEngine) -> None:
+    """TextWorld 1.7 writes variables into ``locals()``, which from Python 3.13 on (PEP 667) changes nothing."""
+    try:
+        engine.reset(odd_game())
+    except BadGameError as error:
+        if sys.version_info < (3, 13) or "NameError" not in str(error):
+            raise
+        pytest.skip(f"TextWorld itself cannot play ALFWorld's games on this version of Python: {error}")
 
 
 @pytest.fixture
@@ -122,6 +133,13 @@ def test_cached_says_what_stock_says_where_commands_depend_on_facts(
         assert any(command.startswith("oddly ") for frame in frames for command in frame.admissible_commands)
 
 
+@pytest.mark.parametrize(("old", "new"), ODD_TEMPLATES.values(), ids=ODD_TEMPLATES)
+def test_such_grammars_are_played_on_every_version_of_python(cached: TextWorldEngine, old: str, new: str) -> None:
+    game = with_text(odd_game("pick_and_place_simple", "loc_bar_2"), "grammar", old, new)
+    frames = [cached.reset(game), cached.step("take knife 1 from drawer 1"), cached.step("inventory")]
+    assert any(command.startswith("oddly ") for frame in frames for command in frame.admissible_commands)
+
+
 @pytest.mark.parametrize("broken", ['#nowhere#"', '{nobody.name}"', '{r.name | noSuch(r:kind)}"'])
 def test_errors_while_playing_name_the_game_and_stop_it(
     cached: TextWorldEngine, stock: TextWorldEngine, broken: str
@@ -170,6 +188,8 @@ def test_both_refuse_the_same_games_and_leave_the_arguments(
 @pytest.mark.parametrize("is_cached", [True, False])
 def test_an_interrupted_reset_leaves_no_half_loaded_game(is_cached: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, one, other = TextWorldEngine(cached=is_cached), odd_game(), odd_game(start="loc_bar_1")
+    if not is_cached:
+        skip_where_textworld_cannot_play(engine)
     first = engine.reset(one)
 
     def interrupt() -> None:
@@ -306,7 +326,11 @@ after = whole()
 assert len(before) > 500 and all(after[key] is value for key, value in before.items())
 env = textworld.envs.pddl.PddlEnv(textworld.EnvInfos(facts=True, policy_commands=True))
 env.load(odd_game().data())
-state = env.reset()
+try:
+    state = env.reset()
+except NameError:
+    assert sys.version_info >= (3, 13)  # TextWorld 1.7 itself cannot play there
+    sys.exit()
 assert state["facts"] and state["policy_commands"] and type(env._pddl_state).__module__.startswith("textworld.")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

@@ -172,5 +172,7 @@ def _evaluate(symbol: Any, context: Context) -> Any:
     compiled = _expression(symbol.expression)
     if compiled is None or not compiled[1] <= variables.keys():
         context["state"].read.add(ANYTHING)
-        return textgen.EvalSymbol(symbol.expression, context).derive()[0].symbol
+        # As TextWorld does it, with the names that its method has: from Python 3.13 on, it does not see the variables itself.
+        names = {**variables, "self": textgen.EvalSymbol(symbol.expression, context), "context": context}
+        return eval(symbol.expression, vars(textgen), names)
     return eval(compiled[0], {}, variables)
