@@ -13,12 +13,14 @@ PYTEST_ARGS ?=
 WORKERS     ?= 2
 PYTEST      := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 BENCH_ARGS  ?=
+# What the site of the documentation is built with, in an environment of its own.
+DOCS        := $(shell sed -n 's/^docs = \["\(.*\)"\].*/\1/p' pyproject.toml)
 LOGDIR      ?= runs
 
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lowest lint types format audit bench tensorboard clean
+.PHONY: help install demo test test-slow test-lowest lint types format audit bench docs tensorboard clean
 
 help:
 	@echo "make demo         train AgentPRM from nothing and print the table (DEMO_ARGS=...)"
@@ -30,6 +32,7 @@ help:
 	@echo "make format       let ruff rewrite the files"
 	@echo "make audit        licences of what is installed, and known weaknesses where pip-audit reaches a service"
 	@echo "make bench        list the benchmarks; make bench NAME=<one> BENCH_ARGS=--quick runs it"
+	@echo "make docs         build the documentation as a site, in site/; a warning is an error"
 	@echo "make tensorboard  show the curves under $(LOGDIR)/ (LOGDIR=...)"
 	@echo "make install      only create $(VENV) and install"
 	@echo "make clean        remove $(VENV) and caches"
@@ -91,8 +94,16 @@ else
 	@for f in $$(grep -l '__name__ == "__main__"' benchmarks/*.py); do echo "  $$(basename $$f .py)"; done
 endif
 
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/.installed: pyproject.toml
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install "$(DOCS)"
+	@touch $@
+
 tensorboard: $(STAMP)
 	$(BIN)/tensorboard --logdir $(LOGDIR)
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-audit .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs site .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
