@@ -12,14 +12,19 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedTokenizerBase
 
-from agentprm_gym.llm.adapter_set import AdapterSet, is_quantized, layer_delta
+from agentprm_gym.llm.adapter_set import AdapterSet
+from agentprm_gym.llm.adapter_settings import is_full
 from agentprm_gym.llm.architecture import MERGED_FROM
+from agentprm_gym.llm.folding import layer_delta
+from agentprm_gym.llm.full_weights import is_quantized
 from agentprm_gym.llm.loading import no_progress_bars
 from agentprm_gym.llm.prompts import TEMPLATES, PromptFormat
 
 
 def merged_state(lm: AdapterSet, name: str) -> dict[str, torch.Tensor]:
     """The base's tensors on the CPU with an adapter folded in, named as without PEFT; the base stays as it is.
+
+    With full weights these are the tensors, copied.
 
     Args:
         lm: the base with its adapters; none may be merged at this moment.
@@ -33,19 +38,26 @@ def merged_state(lm: AdapterSet, name: str) -> dict[str, torch.Tensor]:
             f"{lm.name!r} is loaded with quantization, so no adapter can be merged: load it without, or export the "
             "adapter alone"
         )
+    with torch.no_grad(), lm.active(name):
+        return _folded_state(lm, name)
+
+
+def _folded_state(lm: AdapterSet, name: str) -> dict[str, torch.Tensor]:
+    # What is trained goes on to change; of a weight that is shared, all names get the one copy.
+    own: dict[int, torch.Tensor] = {}
+    if is_full(lm.adapter_config(name)):
+        own = {p.data_ptr(): p.detach().to("cpu", copy=True) for p in lm.adapter_parameters(name)}
     layers = {k: m for k, m in lm.base.named_modules() if isinstance(m, LoraLayer)}
     out: dict[str, torch.Tensor] = {}
     for key, value in lm.base.state_dict().items():
         owner = next((k for k in _parents(key) if k in layers), None)
         rest = key if owner is None else key[len(owner) + 1 :]
-        if owner is None:
-            out[key] = value.cpu()
-        elif rest.startswith("base_layer."):
-            rest = rest.removeprefix("base_layer.")
-            with torch.no_grad():
-                delta = layer_delta(layers[owner], name) if rest == "weight" else None
-                merged = value if delta is None else value + delta.to(value)
-            out[f"{owner}.{rest}"] = merged.detach().cpu()
+        if owner is not None and not rest.startswith("base_layer."):
+            continue
+        rest = rest.removeprefix("base_layer.")
+        delta = None if owner is None or rest != "weight" else layer_delta(layers[owner], name)
+        merged = own.get(value.data_ptr(), value) if delta is None else value + delta.to(value)
+        out[rest if owner is None else f"{owner}.{rest}"] = merged.detach().cpu()
     return out
 
 

@@ -146,6 +146,13 @@ class Weights:
         return cls(layers, last.weight, float(last.variance_epsilon), heads, key_heads, dim, float(attention.scaling))
 
     @property
+    def trained(self) -> bool:
+        """Whether the base's weights themselves get gradients, which the backward pass written out here does not give."""
+        own = [t for layer in self.layers for x in layer.linears for t in (x.weight, x.bias) if t is not None]
+        norms = [t for layer in self.layers for t in layer.norms]
+        return torch.is_grad_enabled() and any(t.requires_grad for t in (*own, *norms, self.norm))
+
+    @property
     def adapters(self) -> list[torch.Tensor]:
         """The adapters' tensors, in the order of :data:`_LINEARS`."""
         return [t for layer in self.layers for x in layer.linears for t in (x.a, x.b) if t is not None]

@@ -17,7 +17,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from agentprm_gym.llm import export, lean, lean_gradients, tree_attention
-from agentprm_gym.llm.adapter_set import DEFAULT_LORA, AdapterSet, lora_settings, on_cpu
+from agentprm_gym.llm.adapter_set import AdapterSet
+from agentprm_gym.llm.adapter_settings import DEFAULT_LORA, lora_settings
+from agentprm_gym.llm.adapter_store import on_cpu
 from agentprm_gym.llm.architecture import check_architecture, pin_rope, windows
 from agentprm_gym.llm.cache import RaggedCache
 from agentprm_gym.llm.errors import AdapterMismatchError, ModelNotFoundError, UnsupportedModelError
@@ -48,7 +50,7 @@ class LanguageModel(AdapterSet):
 
     Attributes:
         name: how the user called it (alias, path or hub id).
-        base: the model of Hugging Face; frozen.
+        base: the model of Hugging Face; its own weights are frozen.
         tokenizer: its tokenizer.
         prompt: how transcripts are written for it.
         max_context: how many tokens of context to use at most; ``None``: all that the model has.
@@ -190,7 +192,7 @@ class LanguageModel(AdapterSet):
             ValueError: for an unknown adapter, or a quantized base: nothing can be added to its weights.
             RuntimeError: inside :meth:`merged`.
         """
-        self._need(name)
+        self.adapter_tensors(name)  # there is one of this name
         if self._merged is not None:
             raise RuntimeError(f"adapter {self._merged!r} is merged into the base; leave merged() first")
         return export.merged_state(self, name)
@@ -276,7 +278,7 @@ class LanguageModel(AdapterSet):
         """Last hidden states of trees that lie one behind the other, (N, hidden_size)."""
         decoder = self.base.get_decoder()
         weights = lean.Weights.of(decoder)
-        if weights is not None:
+        if weights is not None and not weights.trained:
             if wanted is None:
                 return lean_gradients.hidden_states(decoder, weights, flat)
             pairs = zip(flat.starts, wanted, strict=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_safetensors
 
+from agentprm_gym.llm.adapter_settings import FULL_CONFIG, is_full
 from agentprm_gym.llm.peft_folder import check_settings, settings_of
 from agentprm_gym.plain_text import plain
 
@@ -142,12 +143,15 @@ def checked_adapter(config: Any, tensors: Mapping[str, torch.Tensor], what: str)
 
     Returns:
         The configuration, in which patterns are replaced by the names of the modules: PEFT runs patterns as regular
-        expressions, and a hostile one takes forever.
+        expressions, and a hostile one takes forever. Full weights have no settings; their names and shapes are compared with
+        the base's when they are loaded.
 
     Raises:
-        ValueError: it is not plain LoRA, or contradicts its tensors.
+        ValueError: it is neither plain LoRA nor full weights, or contradicts its tensors.
     """
     _expect(config, dict, f"the configuration of {what}")
+    if is_full(config):
+        return dict(FULL_CONFIG)
     if config.get("peft_type", "LORA") != "LORA":
         raise ValueError(f"{what} is a PEFT adapter of type {_shown(config.get('peft_type'))}, expected 'LORA'")
     check_settings(config, what)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save as save_safetensors
 
 from agentprm_gym.files import write_whole
+from agentprm_gym.llm.adapter_settings import FULL_CONFIG, is_full
 from agentprm_gym.llm.architecture import same_base
 from agentprm_gym.llm.errors import AdapterMismatchError, ModelNotFoundError
 from agentprm_gym.llm.finite import check_finite
@@ -45,8 +46,8 @@ class SavedModel:
 
     Attributes:
         manifest: JSON-able description: class, base model, data.
-        adapters: LoRA tensors by adapter name.
-        adapter_configs: PEFT settings by adapter name.
+        adapters: tensors by adapter name: LoRA's, or all weights of one that is fully tuned.
+        adapter_configs: PEFT settings by adapter name, or :data:`~agentprm_gym.llm.adapter_settings.FULL_CONFIG`.
         heads: tensors of heads by name.
     """
 
@@ -59,7 +60,11 @@ class SavedModel:
     def policy_kwargs(self) -> dict[str, Any]:
         """The policy's settings. A save does not decide whether code of a model's repository may run."""
         kwargs: dict[str, Any] = self.manifest["data"]["policy_kwargs"]
-        return {k: v for k, v in kwargs.items() if k != "trust_remote_code"}
+        left_out = {"trust_remote_code"}
+        # Up to version 0.2 a ``None`` in place of LoRA settings stood for the default ones.
+        if kwargs.get("lora", {}) is None and not is_full(self.adapter_configs.get("policy", FULL_CONFIG)):
+            left_out.add("lora")
+        return {k: v for k, v in kwargs.items() if k not in left_out}
 
 
 def zip_path(path: str | os.PathLike[str]) -> Path:

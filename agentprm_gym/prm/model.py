@@ -1,4 +1,4 @@
-"""The process reward model: a LoRA adapter and a head over the shared base, giving Q(s, a) in (0, 1).
+"""The process reward model: an adapter and a head over the shared base, giving Q(s, a) in (0, 1).
 
 The head has one of two forms, see :mod:`agentprm_gym.prm.heads`. Responses hang off the transcript as branches, see
 :mod:`agentprm_gym.prm.tree`. So one pass over a transcript scores every turn of it, and one pass over a token tree scores many
@@ -21,7 +21,7 @@ from torch import nn
 
 from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
-from agentprm_gym.llm.model import LanguageModel, on_cpu
+from agentprm_gym.llm.model import DEFAULT_LORA, LanguageModel, on_cpu
 from agentprm_gym.llm.packing import TokenTree
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.llm.transcripts import Passage, encode_turns
@@ -58,7 +58,7 @@ class ProcessRewardModel:
         self,
         lm: LanguageModel,
         adapter: str = PRM,
-        lora: dict[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = DEFAULT_LORA,
         *,
         form: str = "scalar",
         read_reasons: bool = True,
@@ -68,7 +68,7 @@ class ProcessRewardModel:
         Args:
             lm: the language model.
             adapter: adapter name; added to ``lm`` where it is missing.
-            lora: LoRA settings of a new adapter.
+            lora: LoRA settings of a new adapter; ``None``: it trains weights of its own in place of the base's.
             form: ``"scalar"`` or ``"log_prob"``.
             read_reasons: whether it reads the reasons before commands. Two players differ in style, which says nothing of how
                 good a command is.

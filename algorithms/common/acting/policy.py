@@ -1,4 +1,4 @@
-"""The policy that every algorithm trains: a language model with a LoRA adapter that chooses admissible commands."""
+"""The policy that every algorithm trains: a language model with an adapter that chooses admissible commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from agentprm_gym.checks import check_float, check_int
 from agentprm_gym.episodes import Turn
-from agentprm_gym.llm.model import AdapterMismatchError, LanguageModel
+from agentprm_gym.llm.model import DEFAULT_LORA, AdapterMismatchError, LanguageModel
 from agentprm_gym.llm.saving import SavedModel, check_base
 from agentprm_gym.llm.scoring import Responder
 from agentprm_gym.observations import split_commands
@@ -94,7 +94,7 @@ class LLMPolicy(BasePolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule | None = None,
         model: str = "tiny",
-        lora: Mapping[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = DEFAULT_LORA,
         template: str | None = None,
         dtype: str = "auto",
         attn_implementation: str = "sdpa",
@@ -119,7 +119,7 @@ class LLMPolicy(BasePolicy):
             action_space: a text space.
             lr_schedule: unused; SB3 passes it.
             model: bundled alias, path or hub id of the base model.
-            lora: keyword arguments of ``peft.LoraConfig``.
+            lora: keyword arguments of ``peft.LoraConfig``; ``None``: full fine-tuning, all weights of the base are trained.
             template: prompt template: ``"compact"``, ``"full"``, ``"react"``, or a ``.jinja`` file; by default what suits the
                 model.
             dtype: of the base's weights.

@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.checks import check_int
 from agentprm_gym.episodes import Episode
-from agentprm_gym.llm.adapter_set import is_quantized
+from agentprm_gym.llm.full_weights import is_quantized
 from agentprm_gym.llm.model import lora_settings
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy

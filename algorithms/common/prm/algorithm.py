@@ -12,6 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from agentprm_gym.checks import check_float, check_int
 from agentprm_gym.episodes import Episode
+from agentprm_gym.llm.model import DEFAULT_LORA
 from agentprm_gym.llm.saving import SavedModel
 from agentprm_gym.prm.model import PRM, ProcessRewardModel
 from algorithms.common.acting.policy import POLICY
@@ -81,7 +82,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
                 f'{type(self).__name__} compares admissible commands, of which action_mode="generate" has no distribution: use '
                 '"constrained", with "reason": True where the policy is to think'
             )
-        lora = self.policy_kwargs.get("lora")
+        lora = self.policy_kwargs.get("lora", DEFAULT_LORA)
         self.prm = ProcessRewardModel(self.lm, PRM, lora, form=self.fit.form, read_reasons=self.fit.read_reasons)
         self.lm.copy_adapter(POLICY, REFERENCE)
         self.policy.temperature = self.rollout.temperature
@@ -110,7 +111,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             self.lm.copy_adapter(POLICY, PRM)
         else:
             self.lm.remove_adapter(PRM)
-            self.lm.add_adapter(PRM, self.policy_kwargs.get("lora"))
+            self.lm.add_adapter(PRM, self.policy_kwargs.get("lora", DEFAULT_LORA))
         self.prm.reset_head()
 
     def improve_policy(

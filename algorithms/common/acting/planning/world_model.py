@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch.nn import functional
 from agentprm_gym.checks import check_float, check_int
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
-from agentprm_gym.llm.model import LanguageModel, lora_settings
+from agentprm_gym.llm.model import DEFAULT_LORA, LanguageModel, lora_settings
 from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.llm.transcripts import encode_turns
@@ -106,7 +106,7 @@ class WorldModel:
     def __init__(
         self,
         lm: LanguageModel,
-        lora: dict[str, Any] | None = None,
+        lora: Mapping[str, Any] | None = DEFAULT_LORA,
         *,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
@@ -115,7 +115,7 @@ class WorldModel:
 
         Args:
             lm: the language model; it gets another adapter where it has none of this name.
-            lora: settings of that adapter.
+            lora: settings of that adapter; ``None``: it trains weights of its own in place of the base's.
             max_new_tokens: longest outcome, 1 or more.
             temperature: of its tokens, 0 (the likeliest) or more.
 
