@@ -25,7 +25,7 @@ from algorithms.report.replay import Games, disagrees, games_of, replay
 from algorithms.report.sources import Evaluation, read_sources
 from algorithms.report.tables import measures, pairs, scores, success
 from algorithms.report.viewing import Texts, embedded, episode_data
-from tests.cli_helpers import Cli
+from tests.cli_helpers import GENERATED, Cli
 from tests.report_helpers import HOSTILE, by_planner, hostile, idle, played, with_candidates, write_evaluation
 from tests.test_comparison import write_run
 
@@ -260,6 +260,36 @@ def test_the_command_line_writes_one_page(cli: Cli, games: GameList, tmp_path: P
     html = (tmp_path / "pages" / "report.html").read_text()
     assert "<title>A &amp; B</title>" in html and "against one" in html
     assert [Page(html).data()["texts"][run["name"]] for run in Page(html).data()["runs"]] == ["one", "named"]
+
+
+def test_from_an_evaluation_to_a_page_with_scores(cli: Cli, saved: Path, tmp_path: Path) -> None:
+    """What eval writes is what report reads: with a search, and with scores that are added."""
+    run = ("eval", saved / "agent.zip", *GENERATED, "--max-games", 2, "--max-steps", 4, "--n-envs", 2)
+    assert cli(*run, "--search", "prm-greedy", "--out", "greedy").status == 0
+    assert cli(*run, "--out", "drawn").status == 0
+    done = cli("report", "greedy", "drawn", "--score", saved / "agent.zip", "--out", "report.html")
+    assert done.status == 0, done.err
+    data = Page((tmp_path / "report.html").read_text()).data()
+    names = data["texts"]
+    greedy, drawn = data["runs"]
+    for episode in (*greedy["episodes"], *drawn["episodes"]):
+        assert len(episode["u"]) == 4 and "m" in episode
+        for turn in episode["u"]:
+            assert [c for c, _, _ in turn["n"]] == turn["a"] and all(0 <= s <= 1 for _, s, _ in turn["n"])
+    for turn in (turn for episode in drawn["episodes"] for turn in episode["u"]):
+        chances = {c: p for c, _, p in turn["n"]}
+        assert sum(chances.values()) == pytest.approx(1, abs=0.01)
+        assert chances[turn["c"]] == pytest.approx(turn["p"], abs=2e-4)  # as when it was played
+    # The search of prm-greedy and the scores that are added are those of one model.
+    for one in greedy["episodes"]:
+        first = next(e for e in drawn["episodes"] if e["g"] == one["g"])["u"][0]
+        assert [s for _, s, _ in first["n"]] == pytest.approx([s for _, s, _ in one["u"][0]["n"]], abs=2e-4), names[
+            one["g"]
+        ]
+    other = cli("report", "drawn", "--score", saved / "sft.zip", "--out", "other.html")
+    assert other.status == 2 and "no process reward model" in other.err
+    done = cli("report", "drawn", "--base", "tiny", "--out", "other.html")
+    assert done.status == 2 and "--score" in done.err
 
 
 def test_what_cannot_be_reported_on_is_refused(cli: Cli, games: GameList, tmp_path: Path) -> None:

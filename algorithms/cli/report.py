@@ -45,6 +45,13 @@ def add_parser(verbs: Any) -> None:
         metavar="N",
         help="episodes of each evaluation in the viewer, spread over the task types (default: 150); tables are about all",
     )
+    parser.add_argument(
+        "--score",
+        metavar="SAVE",
+        help="a zip or a run's folder: its process reward model scores every command of the episodes in the viewer that were "
+        "played without a search",
+    )
+    arguments.add_base_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,13 +70,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
     missing = next((folder for folder in named.values() if not Path(folder).is_dir()), None)
     if missing is not None:
         raise FileNotFoundError(f"no run {missing!r}: expected a folder that 'agentprm train', 'eval' or 'demo' wrote")
+    if args.base is not None and args.score is None:
+        raise ValueError("--base says where the base model of --score is, which is missing")
     from algorithms.report.making import make_report
+    from algorithms.report.scoring import Scorer
 
-    with progress.progress(console) as bars, progress.stage(bars, "playing episodes again", 1.0) as done:
+    scorer = None if args.score is None else Scorer(args.score, args.base)
+    with progress.progress(console) as bars, progress.stage(bars, "reading and playing episodes again", 1.0) as done:
         page = make_report(
             named,
             title=args.title,
             max_episodes=args.max_episodes,
+            scorer=scorer,
             on_replay=lambda n, total: done(n / total),
         )
     output.write_text(args.out, page)

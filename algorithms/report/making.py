@@ -12,6 +12,7 @@ from algorithms.common.measure.evaluation import draw_games
 from algorithms.report import charts, tables
 from algorithms.report.page import render
 from algorithms.report.replay import GAMMA, Replay, games_of, replay
+from algorithms.report.scoring import Scorer
 from algorithms.report.sources import Evaluation, Training, read_sources
 from algorithms.report.viewing import Texts, embedded, episode_data
 
@@ -23,6 +24,7 @@ def make_report(
     *,
     title: str = "Report",
     max_episodes: int = 150,
+    scorer: Scorer | None = None,
     on_replay: Callable[[int, int], None] | None = None,
 ) -> str:
     """Make the page of a report.
@@ -32,6 +34,7 @@ def make_report(
         title: of the page.
         max_episodes: how many episodes of each evaluation the viewer has, 1 or more, spread over the task types; tables are
             always about all of them, but for those about the planner.
+        scorer: scores all commands of the episodes in the viewer that were played without a search; ``None``: nothing does.
         on_replay: called with the number of episodes that were played again and of all.
 
     Returns:
@@ -49,7 +52,10 @@ def make_report(
     for one in evaluations:
         games = games_of(one.about)
         pairs: list[tuple[Episode, Replay | None]] = []
+        policy = None if scorer is None else scorer.policy_of(one.about)
         for episode in chosen[one.name]:
+            if scorer is not None:
+                episode = scorer.scored(episode, policy)
             pairs.append((episode, replay(episode, games, one.step_cap)))
             n_done += 1
             if on_replay is not None:

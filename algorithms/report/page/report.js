@@ -146,7 +146,14 @@
     const best = [...q].sort((x, y) => y[1] - x[1]);
     for (const [c] of now.all ? turn.a.map((x) => [x]) : best.slice(0, turn.n ? 1 : 4)) row(c);
     for (const one of rows.values()) if (q.has(one.c)) one.q = q.get(one.c);
-    return { rows: [...rows.values()], best: best.length ? best[0][1] : null };
+    let kept = [...rows.values()];
+    if (kept.length > 8 && !now.all) {
+      // Of many: what was done, the best by each column.
+      const top = (name, n) => kept.filter((r) => r[name] !== null).sort((x, y) => y[name] - x[name]).slice(0, n);
+      const chosen = new Set([done, ...top("score", 3), ...top("chance", 2), ...top("q", 2)]);
+      kept = kept.filter((r) => chosen.has(r));
+    }
+    return { rows: kept, best: best.length ? best[0][1] : null };
   }
 
   function drawCommands(episode, turn) {
