@@ -31,7 +31,7 @@ from algorithms.common.learning.value import VALUE
 from algorithms.common.measure.evaluation import make_eval_env
 from algorithms.common.shell.load import load_language_model, load_policy
 from tests.algorithm_helpers import make_model, make_toy, not_saved
-from tests.cli_helpers import SMALL_GROUPS, SMALL_RUN, Cli
+from tests.cli_helpers import SMALL_GROUPS, SMALL_RUN, Cli, same_models
 from tests.llm_helpers import (
     IDS,
     adapted,
@@ -430,6 +430,10 @@ def test_the_command_line_trains_all_weights(cli: Cli, learner: str, tmp_path: P
     done = cli("train", "--algo", "grpo", *options, "--set", "policy_kwargs.lora=null", *SMALL_GROUPS)
     assert done.status == 0, done.err
     assert read_save(tmp_path / "run" / "model.zip").adapter_configs == {POLICY: {"peft_type": "FULL"}}
+    again = cli("train", "--config", "run/config.yaml", "--out", "again")  # null stays null in YAML
+    assert again.status == 0 and same_models(tmp_path / "run" / "model.zip", tmp_path / "again" / "model.zip"), (
+        again.err
+    )
     assert cli("export", "run", "--as", "merged", "--out", "merged").status == 0
     refused = cli("export", "run", "--out", "adapter")
     assert refused.status == 2 and "--as merged" in refused.err and not (tmp_path / "adapter").exists()
