@@ -167,12 +167,22 @@ def test_a_training_run_of_two_seeds_has_curves_and_measures_with_intervals(tmp_
     for seed, last in ((0, 0.5), (1, 0.7)):
         write_run(tmp_path / "run" / f"seed_{seed}" / "tb" / "AgentPRM_1", {0: 0.0, 100: last})
         write_run(tmp_path / "run" / f"seed_{seed}" / "tb" / "AgentPRM_1", {0: last}, "prm/heldout_kendall_tau")
+    note = {
+        "commit": "abc",
+        "args": {"algo": "agentprm", "reward": "None", "settings": "{'gamma': 0.9}", "threads": "1"},
+    }
+    (tmp_path / "run" / "seed_0" / "settings.json").write_text(json.dumps(note))
     (training,) = read_sources({"run": tmp_path / "run"})[1]
+    assert training.settings == {"commit": "abc", "algo": "agentprm", "settings": "{'gamma': 0.9}"}
     assert [(curve.tag, len(curve.seeds)) for curve in training.curves] == [("rollout/success_rate", 2)]
     table = measures(training)
     assert table is not None and table.rows[0][:2] == ["prm/heldout_kendall_tau", "0.600 [-0.671, 1.871]"]
     html = make_report({"run": tmp_path / "run"})
-    assert "0.600 [-0.671, 1.871]" in html and html.count("data:image/svg+xml;base64,") == 1
+    assert (
+        "{&#39;gamma&#39;: 0.9}" in html
+        and "0.600 [-0.671, 1.871]" in html
+        and html.count("data:image/svg+xml;base64,") == 1
+    )
     assert 'id="viewer"' not in html  # there are no episodes
 
 

@@ -112,7 +112,7 @@ def _sections(
         pictures = charts.curve_pictures(trainings)
         sections.append({"title": "Training", "tables": [], "pictures": pictures})
     for training in trainings:
-        measured = tables.measures(training)
-        shown = [tables.last_values(training), *([measured] if measured else [])]
+        made = (tables.begun_with(training), tables.last_values(training), tables.measures(training))
+        shown = [table for table in made if table is not None]
         sections.append({"title": training.name, "tables": shown, "pictures": charts.run_pictures(training)})
     return sections

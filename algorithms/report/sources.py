@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,20 @@ MEASURES = {
     "prm/planner_policy_top1": "the same of the policy's favourite",
     "prm/planner_choice_gain": "gain of its choice by the planner's Q; 1 is best, 0 chance",
 }
+#: Words of the command line that a run is shown with.
+SETTINGS = (
+    "algo",
+    "policy",
+    "split",
+    "games",
+    "reward",
+    "demos",
+    "timesteps",
+    "iterations",
+    "epochs",
+    "seed",
+    "settings",
+)
 #: Pictures that a run wrote into its curves: calibration and the fit of its process reward model.
 PICTURES = ("prm/calibration", "prm/fit_curve")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -67,7 +80,7 @@ class Training:
         curves: the curves that it has, see :data:`CURVES`.
         measures: tag, mean of the last values over the seeds, and half the width of the 95 % interval (NaN with one seed).
         pictures: tag and PNG.
-        settings: algorithm, policy and other words that it was begun with.
+        settings: the commit, and those of :data:`SETTINGS` that it was begun with.
     """
 
     name: str
@@ -150,42 +163,40 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _training(name: str, folder: Path) -> Training:
-    tags = _tags(folder)
-    curves = [curve for tag in CURVES if tag in tags for curve in read_curves({name: folder}, [tag])]
+    tags, pictures = _found(folder)
+    # All at once: event files are long, and each call reads them.
+    wanted = [tag for tag in (*CURVES, *MEASURES) if tag in tags]
+    curves = read_curves({name: folder}, wanted) if wanted else []
     measures = []
-    for tag in MEASURES:
-        for curve in read_curves({name: folder}, [tag]) if tag in tags else ():
+    for curve in curves:
+        if curve.tag in MEASURES:
             mean, half = mean_interval(curve.last())
-            measures.append((f"{tag} ({curve.label})" if curve.label != name else tag, float(mean), float(half)))
-    settings = _json(folder / "settings.json").get("args", {}) if (folder / "settings.json").is_file() else {}
-    return Training(name, curves, measures, _pictures(folder), {k: str(v) for k, v in dict(settings).items()})
+            tag = curve.tag if curve.label == name else f"{curve.tag} ({curve.label})"
+            measures.append((tag, float(mean), float(half)))
+    drawn = [curve for curve in curves if curve.tag in CURVES]
+    return Training(name, drawn, measures, pictures, _settings(folder))
 
 
-def _tags(folder: Path) -> set[str]:
-    """All scalar tags below a folder."""
-    return {tag for accumulator in _event_files(folder, images=0) for tag in accumulator.Tags()["scalars"]}
+def _settings(folder: Path) -> dict[str, str]:
+    """What a run was begun with, as its own file says; of several seeds what the first one was."""
+    files = [folder / "settings.json", *sorted(folder.glob("seed_*/settings.json"))]
+    note = next((_json(path) for path in files if path.is_file()), {})
+    given = note.get("args")
+    args = given if isinstance(given, dict) else {}
+    told = {"commit": note.get("commit"), **{key: args.get(key) for key in SETTINGS}}
+    return {key: str(value) for key, value in told.items() if value not in (None, "", "None", "{}")}
 
 
-def _pictures(folder: Path) -> list[tuple[str, bytes]]:
-    """The last picture of each of :data:`PICTURES`, where a run wrote some."""
-    last: dict[str, bytes] = {}
-    for accumulator in _event_files(folder, images=1):
-        for tag in PICTURES:
-            if tag in accumulator.Tags()["images"]:
-                last[tag] = accumulator.Images(tag)[-1].encoded_image_string
-    return [(tag, data) for tag, data in last.items() if data.startswith(_PNG)]
-
-
-def _event_files(folder: Path, images: int) -> Sequence[Any]:
+def _found(folder: Path) -> tuple[set[str], list[tuple[str, bytes]]]:
+    """All scalar tags below a folder, and the last picture of each of :data:`PICTURES`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    read = []
+    tags: set[str] = set()
+    last: dict[str, bytes] = {}
     for path in sorted(folder.rglob("events.out.tfevents.*")):
-        read.append(EventAccumulator(str(path), size_guidance={"scalars": 1, "images": images or 1}))
-        read[-1].Reload()
-    return read
-
-
-def finite(value: float) -> float | None:
-    """A number, or ``None`` where there is none."""
-    return value if math.isfinite(value) else None
+        accumulator = EventAccumulator(str(path), size_guidance={"scalars": 1, "images": 1})
+        accumulator.Reload()
+        tags |= set(accumulator.Tags()["scalars"])
+        for tag in set(PICTURES) & set(accumulator.Tags()["images"]):
+            last[tag] = accumulator.Images(tag)[-1].encoded_image_string
+    return tags, [(tag, last[tag]) for tag in PICTURES if last.get(tag, b"").startswith(_PNG)]

@@ -183,6 +183,12 @@ def _scored(
 
 
 # ---------------------------------------------------------------------- training
+def begun_with(training: Training) -> Table | None:
+    """What a run was begun with; ``None`` where it does not say."""
+    rows = [[key, value] for key, value in training.settings.items()]
+    return Table(["begun with", ""], rows) if rows else None
+
+
 def last_values(training: Training) -> Table:
     """The last value of each curve, over seeds."""
     table = Table(["curve", "seeds", "last value [95 % over seeds]", "what it says"])
