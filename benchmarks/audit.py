@@ -2,12 +2,12 @@
 
 * The licence of every package that ``pip install agentprm-gym`` brings, as the installed packages' own metadata say it, is
   written to benchmarks/results/licences.md. This works offline. A package that names none is marked, and so is one whose
-  licence asks more of those who pass the package on than its notice (GPL, AGPL, LGPL, MPL).
+  licence asks more of those who pass the package on than its notice (GPL, AGPL, LGPL, MPL, NVIDIA's for CUDA).
 * ``pip-audit`` looks the pinned versions of constraints.txt up in a service of known weaknesses. Without a network, or behind
   an index without that service, it cannot; then this says so, and nothing is known about weaknesses. Packages that it skips
   are named: by itself it calls a result clean in which nothing was looked up.
 
-The exit status is 1 where a weakness is known or a licence is not, else 0, also where pip-audit cannot run.
+The exit status is 1 where a weakness is known, else 0, also where pip-audit cannot run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PACKAGE = "agentprm-gym"
 UNKNOWN = "not said"
 
 # A licence that reaches beyond the package itself. The Lesser GPL and the MPL reach as far as its own files.
-_RECIPROCAL = re.compile(r"\b(?:A|L)?GPL|\bMPL|Mozilla Public|GNU .*General Public|EUPL", re.IGNORECASE)
+_RECIPROCAL = re.compile(r"\b(?:A|L)?GPL|\bMPL|Mozilla Public|GNU .*General Public|EUPL|Proprietary", re.IGNORECASE)
 # Beginnings of licence texts, for packages that keep the text alone.
 _TEXTS = (
     ("Apache-2.0", re.compile(r"Apache License\s+Version 2\.0")),
@@ -228,10 +228,10 @@ def main() -> int:
     unknown = [row.name for row in rows if row.licence == UNKNOWN]
     print(f"licences of {len(rows)} packages: {args.out}" + (f"; not found: {', '.join(unknown)}" if unknown else ""))
     if args.licences_only:
-        return int(bool(unknown))
+        return 0
     status, said = weaknesses(args.pip_audit, args.pins)
     print(said)
-    return int(bool(unknown)) or status
+    return status
 
 
 if __name__ == "__main__":

