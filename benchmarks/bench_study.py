@@ -252,6 +252,7 @@ def main() -> None:
     parser.add_argument("--policy", type=Path, help="who is improved (default: cloned from 10 demonstrations)")
     parser.add_argument("--curve", type=Path, default=Path("runs/prm_curve"), help="folder of benchmarks.prm_curve")
     parser.add_argument("--seed", type=int, default=0, help="of the improvement steps")
+    parser.add_argument("--rankers", nargs="+", metavar="NAME", help="only these (default: all)")
     parser.add_argument("--work", type=Path, default=Path("runs/bench_study"), help="where work is kept")
     parser.add_argument("--out", type=Path, default=RESULTS / "bench_study.json", help="result file")
     args = parser.parse_args()
@@ -260,8 +261,11 @@ def main() -> None:
     line = score_panel(PolicyRanker.load(str(setting.save)), setting.panel)
     draws = [softmax(row).tolist() for row in line]
     measured = {kind: PanelMetrics(setting.panel, kind, policy=draws, n_samples=0) for kind in ("fair", "oracle")}
-    rows = []
-    for name, make in {"start": lambda: None, **rankers(setting, args.curve)}.items():
+    rows, known = [], rankers(setting, args.curve)
+    if unknown := set(args.rankers or ()) - set(known):
+        raise SystemExit(f"error: unknown rankers {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
+    chosen = {name: make for name, make in known.items() if args.rankers is None or name in args.rankers}
+    for name, make in {"start": lambda: None, **chosen}.items():
         path = args.work / f"{name}_{args.seed}.json"
         if not path.exists():
             ranker = make()
