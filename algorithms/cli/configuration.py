@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from algorithms.cli import output
-from algorithms.cli.settings import SettingsAction, nested
+from algorithms.cli import output, presets
+from algorithms.cli.settings import SettingsAction, merged, nested
 
 #: A run's configuration in its folder.
 FILE = "config.yaml"
@@ -55,7 +55,9 @@ class Rules:
 def complete(
     parser: argparse.ArgumentParser, verb: argparse.ArgumentParser, words: Sequence[str], rules: Rules
 ) -> argparse.Namespace:
-    """The options of a command line, with those of its ``--config`` or ``--resume``.
+    """The options of a command line, with those of its ``--preset``, ``--config`` or ``--resume``.
+
+    A configuration counts more than a preset, and the command line counts more than both.
 
     Args:
         parser: reads a command line.
@@ -65,13 +67,19 @@ def complete(
 
     Raises:
         FileNotFoundError: the file is missing, or a run was not begun in the folder.
-        ValueError: the file is not a configuration, or the command line asks for another run.
+        ValueError: the file is not a configuration, the preset is unknown, or the command line asks for another run.
     """
     args = parser.parse_args(words)
+    preset = getattr(args, "preset", None)  # not every verb has presets
+    if preset == presets.LIST:
+        return args
     if args.resume is not None:
         return _with_resume(parser, verb, words, Path(args.resume), rules)
+    values: dict[str, Any] = {} if preset is None else read_config(verb, presets.path_of(preset), words)
     if args.config is not None:
-        verb.set_defaults(**read_config(verb, Path(args.config), words))
+        values = merged(values, read_config(verb, Path(args.config), words))
+    if values:
+        verb.set_defaults(**values)
         args = parser.parse_args(words)
     return args
 
@@ -108,7 +116,7 @@ def read_config(verb: argparse.ArgumentParser, path: Path, words: Sequence[str] 
         raise ValueError(f"--config: {path} is not YAML in UTF-8: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"--config: expected {path} to hold options such as 'algo: ppo', got {type(config).__name__}")
-    options = {name: action for name, action in options_of(verb).items() if name not in ("config", "resume")}
+    options = {name: action for name, action in options_of(verb).items() if name not in ("config", "preset", "resume")}
     values = {}
     for key, value in config.items():
         name = str(key).replace("-", "_")
@@ -277,13 +285,13 @@ def _with_resume(
         )
     verb.set_defaults(**read_config(verb, path, words), out=folder)
     begun, args = parser.parse_args([rules.verb]), parser.parse_args(list(words))
-    for name in ("config", "overwrite"):
-        if getattr(args, name):
+    for name in ("config", "preset", "overwrite"):
+        if getattr(args, name, None):
             raise ValueError(f"--resume goes on with what {path} describes: leave out --{name}")
     if getattr(args, "model", None) is not None:
         args.policy, args.model = args.model, None
     for name, action in options_of(verb).items():
-        if name in (*rules.may_change, "resume"):
+        if name in (*rules.may_change, "resume", "preset"):
             continue
         if name in GRANTS:
             continue
@@ -316,7 +324,7 @@ def write_config(
 
     values = {**vars(args), **other}
     options = {name: without_grants(values.get(action.dest)) for name, action in options_of(verb).items()}
-    left_out = (*GRANTS, *rules.not_saved, "config", "resume", "out", "overwrite")
+    left_out = (*GRANTS, *rules.not_saved, "config", "preset", "resume", "out", "overwrite")
     # A 0 is an answer: --temperature 0 is another evaluation than the default.
     config = {
         name: value

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from algorithms import registry
-from algorithms.cli import arguments, configuration, environments, settings, workers
+from algorithms.cli import arguments, configuration, environments, presets, settings, workers
 from algorithms.common.shell import folders
 
 if TYPE_CHECKING:
@@ -58,6 +58,12 @@ def add_parser(verbs: Any) -> None:
         "--algo",
         metavar="NAME",
         help=f"which algorithm: {', '.join(registry.BUILT_IN)}, or a class of your own, package.module:Class",
+    )
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help=f"a configuration that comes with the package: {', '.join(presets.names())}; '{presets.LIST}' says what each is "
+        "for. A --config counts more, and so does what stands on the command line",
     )
     parser.add_argument(
         "--config",
@@ -182,6 +188,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         FileNotFoundError: there is nothing to resume.
         ValueError: a setting or an option is not one of the algorithm's, or the algorithm is unknown.
     """
+    if args.preset == presets.LIST:
+        _list_presets(console)
+        return 0
     check_options(args)
     algorithm = registry.find_algorithm(args.algo)
     settings.check_settings(algorithm, args.settings)
@@ -207,6 +216,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _list_presets(console: Console) -> None:
+    """Say what each preset is for, and where its file is."""
+    for name in presets.names():
+        console.print(f"[bold]{name}[/]  {escape(presets.purpose(name))}", highlight=False, soft_wrap=True)
+    console.print(f"files: {escape(str(presets.path_of(presets.names()[0]).parent))}", highlight=False, soft_wrap=True)
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Refuse options that contradict each other, fill in defaults, and import the user's modules; torch is not loaded.
 
@@ -216,7 +232,9 @@ def check_options(args: argparse.Namespace) -> None:
     """
     if args.algo is None:
         names = ", ".join(registry.BUILT_IN)
-        raise ValueError(f"--algo is missing: choose from {names} (or write 'algo:' into the --config)")
+        raise ValueError(
+            f"--algo is missing: choose from {names} (or write 'algo:' into the --config, or choose a --preset)"
+        )
     environments.import_modules(args)
     registry.check_algorithm_name(args.algo)
     _fill_defaults(args)
