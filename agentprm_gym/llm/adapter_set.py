@@ -19,7 +19,7 @@ from agentprm_gym.llm.adapter_store import AdapterStore
 from agentprm_gym.llm.errors import AdapterMismatchError
 from agentprm_gym.llm.folding import folded
 from agentprm_gym.llm.full_weights import is_quantized
-from agentprm_gym.llm.loading import BUNDLED, resolve_model
+from agentprm_gym.llm.loading import is_short, resolve_model
 from agentprm_gym.llm.lora_linear import fast_layers, shared_weights
 from agentprm_gym.llm.peft_folder import read_adapter, write_adapter
 
@@ -52,7 +52,7 @@ class AdapterSet(AdapterStore):
                 f"{name!r} is fully fine-tuned, so there is no adapter to write: export the whole model (--as merged for a "
                 "policy, --as classifier for a process reward model; in Python export_merged() and ProcessRewardModel.export())"
             )
-        base = resolve_model(self.name) if self.name in BUNDLED else self.name
+        base = resolve_model(self.name) if is_short(self.name) else self.name
         config |= {"base_model_name_or_path": base, "task_type": "CAUSAL_LM", "inference_mode": True}
         return write_adapter(folder, config, self.adapter_state(name))
 

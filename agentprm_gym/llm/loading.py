@@ -1,4 +1,4 @@
-"""From the name of a model to its weights and tokenizer: bundled models, folders and hub ids."""
+"""From the name of a model to its weights and tokenizer: bundled models, aliases, GGUF files, folders and hub ids."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from agentprm_gym.llm.aliases import ALIASES, gguf_folder, is_gguf, meant
 from agentprm_gym.llm.chat_templates import check_chat_template
 from agentprm_gym.llm.errors import ModelNotFoundError
 from agentprm_gym.plain_text import plain
@@ -27,13 +28,20 @@ def resolve_model(name: str) -> str:
     """Turn a model's name into something Hugging Face loads: the bundled model's folder, a path, or a hub id.
 
     Args:
-        name: a bundled alias, a folder, or a hub id of the form ``owner/name``.
+        name: a bundled model, an alias of :data:`~agentprm_gym.llm.aliases.ALIASES`, a GGUF file, a folder, or a hub id of the
+            form ``owner/name``. What is GGUF is converted into a folder of the cache when it is first asked for. A folder
+            that has an alias's name is written with a path: ``./tiny``.
 
     Raises:
-        ModelNotFoundError: (a ``ValueError``) if the name is none of the three, or the folder does not hold a model.
+        ModelNotFoundError: (a ``ValueError``) if the name is none of these, or the folder does not hold a model.
+        ImportError: if the package that an alias or a GGUF file needs is not installed; the message has the command.
+        ValueError: if a GGUF file is broken.
+        OSError: if it cannot be read, or its conversion cannot be written.
     """
     if name in BUNDLED:
         return str(resources.files("agentprm_gym.llm") / "tiny" / "weights")
+    if is_gguf(name):
+        return gguf_folder(name)
     folder = Path(name)
     if folder.is_dir():
         _check_folder(folder)
@@ -41,8 +49,8 @@ def resolve_model(name: str) -> str:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
     raise ModelNotFoundError(
-        f"unknown model {name!r}: expected one of the bundled aliases {list(BUNDLED)}, a folder with a saved "
-        "Hugging Face causal language model, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'"
+        f"unknown model {name!r}: expected one of the aliases {[*BUNDLED, *ALIASES]}, a folder with a saved Hugging Face "
+        f"causal language model, a GGUF file, or a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct'{meant(name)}"
     )
 
 
@@ -60,9 +68,14 @@ def _check_folder(folder: Path) -> None:
     )
 
 
+def is_short(name: str) -> bool:
+    """Whether a model's name stands for a folder of another name: that of a bundled model, an alias or a GGUF file."""
+    return name in BUNDLED or is_gguf(name)
+
+
 def is_folder(name: str) -> bool:
     """Whether a model's name is the path of a folder on this machine."""
-    return name not in BUNDLED and Path(name).is_dir()
+    return name not in BUNDLED and name not in ALIASES and Path(name).is_dir()
 
 
 @contextmanager
@@ -108,8 +121,8 @@ def load_pretrained(
 
     Raises:
         ModelNotFoundError: (a ``ValueError``) if there is nothing at that name.
-        ValueError: for an unknown type, attention implementation or quantization.
-        ImportError: if what quantization needs is not installed.
+        ValueError: for an unknown type, attention implementation or quantization, or files that cannot be read.
+        ImportError: if what the model or quantization needs is not installed.
     """
     if attn_implementation not in ATTENTION:
         raise ValueError(f"attn_implementation must be 'sdpa' or 'eager', got {attn_implementation!r}")

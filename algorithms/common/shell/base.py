@@ -39,7 +39,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from agentprm_gym.checks import check_int
 from agentprm_gym.envs.workers import watched
 from agentprm_gym.episodes import Episode
-from agentprm_gym.llm.model import BUNDLED, lora_settings, resolve_model
+from agentprm_gym.llm.aliases import ALIASES
+from agentprm_gym.llm.model import BUNDLED, ModelNotFoundError, lora_settings, resolve_model
 from agentprm_gym.llm.saving import SavedModel, read_save
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
@@ -80,7 +81,7 @@ class LLMAlgorithm(SavedAlgorithm):
 
     policy: LLMPolicy
     learning_rate: float  # SB3's schedules are no JSON; algorithms here have their own
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {name: LLMPolicy for name in BUNDLED}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {name: LLMPolicy for name in (*BUNDLED, *ALIASES)}
 
     def __init__(
         self,
@@ -180,17 +181,18 @@ class LLMAlgorithm(SavedAlgorithm):
         """Refuse a name that is no model.
 
         Raises:
-            ValueError: listing the aliases, or for a server's address.
+            ValueError: listing the aliases, for a server's address, or for a broken GGUF file.
+            ImportError: with the command that installs the model, where an alias's package is missing.
         """
         if is_server(policy_name):
             raise ValueError(f"{policy_name!r}: {CANNOT_TRAIN}")
         try:
             resolve_model(policy_name)
-        except ValueError as error:
+        except ModelNotFoundError as error:
             raise ValueError(
                 f"Policy {policy_name!r} unknown: expected one of the aliases {sorted(cls.policy_aliases)}, a folder "
-                "with a causal language model, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', or a zip saved by an "
-                "algorithm"
+                "with a causal language model, a GGUF file, a hub id such as 'Qwen/Qwen2.5-0.5B-Instruct', or a zip "
+                "saved by an algorithm"
             ) from error
 
     def _setup_model(self) -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from agentprm_gym.llm.aliases import is_gguf
+
 #: What ``agentprm train`` calls its result, and what it keeps when Ctrl-C ends it.
 MODEL, INTERRUPTED = "model.zip", "interrupted.zip"
 #: What ``agentprm eval`` writes: the episodes of a whole evaluation, and those so far.
@@ -50,6 +52,8 @@ def saved_model(name: str) -> str:
 
 def is_save(name: str) -> bool:
     """Whether a name is that of a zip rather than of a base model; the file may be missing."""
+    if is_gguf(name):
+        return False
     return name.endswith(".zip") or Path(name).is_file() or Path(name + ".zip").is_file()
 
 
