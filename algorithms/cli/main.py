@@ -25,6 +25,7 @@ from algorithms.cli import (
     export,
     export_data,
     games,
+    models,
     output,
     play,
     report,
@@ -36,6 +37,7 @@ from algorithms.common.shell.errors import DivergedError
 _EPILOG = """examples:
   agentprm demo                         watch AgentPRM beat its starting point on this machine
   agentprm games                        which games are found, and where
+  agentprm models                       which models have a short name, and how to get them
   agentprm play                         play one yourself
   agentprm demos --expert search --n 150 --out demos.jsonl.gz
   agentprm train --algo sft --demos demos.jsonl.gz --out runs/sft
@@ -76,6 +78,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         bench,
         play,
         games,
+        models,
         demos,
         export,
         export_data,
