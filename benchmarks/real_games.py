@@ -42,6 +42,8 @@ SPLITS = ("valid_seen", "valid_unseen")
 MODES = {"sampled": 1.0, "greedy": 0.0}
 #: Demonstrations of SFT, passes over them, and iterations of AgentPRM.
 N_DEMOS, EPOCHS, ITERATIONS = 500, 8, 4
+#: Form of AgentPRM's PRM: the default when this was measured.
+FORM = "scalar"
 #: What each policy is trained from, in the order of training.
 STARTS = {"base": None, "agentprm": "tiny", "sft": "tiny", "agentprm_sft": "sft"}
 
@@ -71,7 +73,8 @@ def train(name: str, folder: Path, seed: int, games: str, quick: bool) -> None:
             "n_validation_games": 8,
         }
         path = str(folder / f"{start}.zip") if start in STARTS else str(start)
-        model = AgentPRM(path, venv, seed=seed, n_iterations=1 if quick else ITERATIONS, **(small if quick else {}))
+        n = 1 if quick else ITERATIONS
+        model = AgentPRM(path, venv, seed=seed, n_iterations=n, prm={"form": FORM}, **(small if quick else {}))
         model.learn(progress_bar=True)
     venv.close()
     model.save(folder / f"{name}.zip")
