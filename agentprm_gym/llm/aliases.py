@@ -146,5 +146,5 @@ def _n_parameters(file: Path) -> int:
     """How many numbers a safetensors file holds."""
     from safetensors import safe_open
 
-    with safe_open(file, framework="numpy") as tensors:  # type: ignore[no-untyped-call]
+    with safe_open(file, framework="numpy") as tensors:
         return sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())

@@ -19,6 +19,7 @@ import tempfile
 import time
 from contextlib import suppress
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,10 @@ def _convert(file: Path, staging: Path) -> None:
         # Newer versions would look on the hub for code that multiplies with quantized weights.
         kind: Any = getattr(transformers, "GgufConfig", None)
         extra = {} if kind is None else {"quantization_config": kind(dequantize=True)}
-        base, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, output_loading_info=True, **where, **extra
         )
+        base, info = loaded
         lacking = sorted({*info["missing_keys"], *(str(one) for one in info["mismatched_keys"])})
         if lacking:
             # The library would fill them with random numbers.
@@ -213,8 +215,7 @@ def check_header(file: Path) -> None:
         ValueError: what is wrong.
         OSError: it cannot be read.
     """
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
+    gguf: Any = import_module("gguf")
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise ValueError("it does not begin with 'GGUF'")
@@ -246,7 +247,7 @@ def check_header(file: Path) -> None:
                 if n_dims > 4:
                     raise ValueError(f"its tensor {name!r} has {n_dims} dimensions, expected 4 at most")
                 size = math.prod(reader.number("Q") for _ in range(n_dims))
-                items, width = GGML_QUANT_SIZES[GGMLQuantizationType(reader.number("I"))]
+                items, width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(reader.number("I"))]
                 ends.append(reader.number("Q") + size // items * width)
             if alignment < 1 or -(-reader.at // alignment) * alignment + max(ends) > len(data):
                 raise ValueError(f"its tensors end behind its last byte, {len(data)}: it is cut off or damaged")
