@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from algorithms.common.shell.base import LLMAlgorithm as LLMAlgorithm
     from algorithms.common.shell.load import load_actor as load_actor
     from algorithms.common.shell.load import load_policy as load_policy
+    from algorithms.common.shell.log_services import LogTo as LogTo
     from algorithms.gigpo import GiGPO as GiGPO
     from algorithms.grpo import GRPO as GRPO
     from algorithms.inverse_prm import InversePRM as InversePRM
@@ -36,6 +37,7 @@ _MODULES = {
     "GiGPO": "algorithms.gigpo",
     "InversePRM": "algorithms.inverse_prm",
     "LLMAlgorithm": "algorithms.common.shell.base",
+    "LogTo": "algorithms.common.shell.log_services",
     "OnPolicyLLMAlgorithm": "algorithms.common.learning.on_policy",
     "OnlineDPO": "algorithms.online_dpo",
     "PPO": "algorithms.ppo",
@@ -65,6 +67,7 @@ __all__ = [
     "GiGPO",
     "InversePRM",
     "LLMAlgorithm",
+    "LogTo",
     "OnPolicyLLMAlgorithm",
     "OnlineDPO",
     "RayWorkers",

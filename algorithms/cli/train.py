@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,13 @@ _OWN_OPTIONS: dict[str, dict[str, float | None]] = {
 }
 _OTHERS_OPTIONS: dict[str, float | None] = {"timesteps": 100_000, "minutes": None}
 
+#: Where curves can be sent beside TensorBoard, as algorithms.common.shell.log_services has them, which loads torch.
+LOG_SERVICES = ("wandb", "trackio", "mlflow")
+
 RULES = configuration.Rules(
     "train",
-    may_change=("device", "threads", "n_envs", "minutes", "workers", "ray"),
+    not_saved=("log",),
+    may_change=("device", "threads", "n_envs", "minutes", "workers", "ray", "log"),
     may_grow=("iterations", "timesteps", "epochs"),
 )
 
@@ -77,7 +82,7 @@ def add_parser(verbs: Any) -> None:
         help="go on with the run in this output folder, which was killed, interrupted or out of time, as if nothing had "
         "happened: agentprm and inverseprm after the last stage that was done, the others after the last iteration. Other "
         "options are not needed; --iterations, --timesteps or --epochs may be larger than they were, and --device, --threads, "
-        "--n-envs, --minutes, --workers and --ray may differ",
+        "--n-envs, --minutes, --workers, --ray and --log may differ",
     )
     parser.add_argument(
         "--policy",
@@ -119,6 +124,15 @@ def add_parser(verbs: Any) -> None:
         type=arguments.positive,
         metavar="N",
         help="train so many times, with the seeds from --seed on, into OUT/seed_0, OUT/seed_1, ...",
+    )
+    parser.add_argument(
+        "--log",
+        nargs="+",
+        choices=LOG_SERVICES,
+        default=[],
+        metavar="SERVICE",
+        help=f"send the curves there, too: {', '.join(LOG_SERVICES)} (each needs its extra; the service's own "
+        "environment variables say where to, and whether offline)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a model.zip that is in the output folder")
     arguments.add_game_options(parser, "train")
@@ -229,6 +243,7 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         OSError: the output folder cannot be written, or holds something else; or the zip to start from is missing.
         ValueError: an option is missing, or is not one of the algorithm's.
+        ModuleNotFoundError: the package of a service for curves is not installed.
     """
     if args.algo is None:
         names = ", ".join(registry.BUILT_IN)
@@ -243,6 +258,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--reward: {args.algo} learns from {learns_from(args.algo)}, not from a process reward")
     if args.reward is None and args.reward_kwargs is not None:
         raise ValueError("--reward-kwargs are for a --reward: add one")
+    for service in args.log:
+        if find_spec(service) is None:
+            raise ModuleNotFoundError(f"--log {service}: not installed: pip install 'agentprm-gym[{service}]'")
     workers.check(args)
     if not arguments.is_alfworld(args) and "demos" in own_options(args.algo) and args.demos is None:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from algorithms.common.shell.errors import KEPT, DivergedError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecEnv
 
     from agentprm_gym.episodes import Episode
@@ -160,15 +162,40 @@ def _is_finished(args: argparse.Namespace, model: LLMAlgorithm, total: int) -> b
 
 def _learn(args: argparse.Namespace, bars: Progress, model: LLMAlgorithm, total: int, *, resumed: bool) -> bool:
     """Train to the end; returns whether it came before the time was over."""
-    from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-
-    from algorithms.common.prm.algorithm import PRMAlgorithm
     from algorithms.common.shell.deadline import Deadline
+    from algorithms.common.shell.log_services import LogTo
 
     deadline = None if args.minutes is None else Deadline(args.minutes)
     callbacks: list[BaseCallback] = [] if deadline is None else [deadline]
+    services = [LogTo(service, os.fspath(args.out)) for service in dict.fromkeys(args.log)]
+    callbacks += services
     # What was learnt before counts.
     rest = total - model.num_timesteps if resumed else total
+    try:
+        _learn_with_bars(bars, model, total, rest, callbacks, resumed=resumed)
+    finally:
+        for service in services:  # where an error ended learn
+            service.close()
+    return deadline is None or not deadline.is_over
+
+
+def _learn_with_bars(
+    bars: Progress, model: LLMAlgorithm, total: int, rest: int, callbacks: list[BaseCallback], *, resumed: bool
+) -> None:
+    """Train, with a bar for the whole or for each stage.
+
+    Args:
+        bars: where to show them.
+        model: the algorithm.
+        total: turns of the whole run.
+        rest: turns that are left of them.
+        callbacks: of ``learn``.
+        resumed: whether this goes on with a run.
+    """
+    from stable_baselines3.common.callbacks import ConvertCallback
+
+    from algorithms.common.prm.algorithm import PRMAlgorithm
+
     if isinstance(model, PRMAlgorithm):
         with progress.StageBars(bars, model) as stages:
             model.on_stage = stages.update
@@ -178,9 +205,8 @@ def _learn(args: argparse.Namespace, bars: Progress, model: LLMAlgorithm, total:
         if demos:
             label += f" on {len(demos)} demonstrations"
         with progress.stage(bars, label, total) as done:
-            callbacks.append(ConvertCallback(progress.on_timesteps(done)))
-            model.learn(rest, callback=callbacks, reset_num_timesteps=not resumed)
-    return deadline is None or not deadline.is_over
+            shown = ConvertCallback(progress.on_timesteps(done))
+            model.learn(rest, callback=[*callbacks, shown], reset_num_timesteps=not resumed)
 
 
 def _write_settings(args: argparse.Namespace, *, resumed: bool) -> None:
