@@ -519,7 +519,7 @@ def test_a_save_is_exported_from_the_command_line(
     from algorithms import AgentPRM
     from algorithms.cli import main
 
-    model = make_model(AgentPRM, learner, make_toy(2))
+    model = make_model(AgentPRM, learner, make_toy(2), prm={"form": "scalar"})
     randomise(model.lm, "policy")
     randomise(model.lm, "prm", seed=1)
     torch.nn.init.normal_(model.prm.head.weight)
