@@ -22,6 +22,17 @@ _MAX_KEPT = 20_000
 _N_NAMED = 3
 
 
+def discounted(cost: float, gamma: float) -> float:
+    """Return what a win after ``cost`` more commands is worth: ``gamma ** cost``, and 0 where no win is left.
+
+    Args:
+        cost: How many commands; infinite where the game cannot be won.
+        gamma: The discount factor, from 0 to 1.
+    """
+    # A case of its own, since 1.0 ** inf is 1.0.
+    return 0.0 if cost == inf else float(gamma**cost)
+
+
 class Planner:
     """Knows the cost of every state of a game, the best commands, and a shortest plan.
 
@@ -102,7 +113,7 @@ class Planner:
         """
         limit = inf if steps_left is None else steps_left
         costs = self.action_costs(state)
-        return {c: float(gamma ** (cost - 1)) if cost < inf and cost <= limit else 0.0 for c, cost in costs.items()}
+        return {c: discounted(cost - 1, gamma) if cost <= limit else 0.0 for c, cost in costs.items()}
 
     def plan(self, state: Snapshot | None = None) -> tuple[str, ...]:
         """Return a shortest plan. Of several best commands it takes the first one in the order of the admissible commands.

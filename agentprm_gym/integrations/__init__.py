@@ -2,6 +2,7 @@
 
 ``openenv``: a server (``pip install agentprm-gym[openenv]``). ``trl``: the household games for TRL's ``GRPOTrainer``.
 ``verl_agent``: verl-agent's ALFWorld environments and manager on this package's engine.
+``household`` makes the environment that ``openenv`` and ``trl`` play in.
 """
 
 from __future__ import annotations

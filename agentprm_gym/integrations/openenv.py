@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-import gymnasium as gym
 from gymnasium.error import ResetNeeded
 from pydantic import Field
 from starlette.websockets import WebSocketDisconnect
 
 import agentprm_gym
+from agentprm_gym.experts import discounted
+from agentprm_gym.integrations.household import REWARD, make_env
 from agentprm_gym.observations import split_commands
 
 try:
@@ -35,7 +36,6 @@ except ImportError as error:
 
 #: Rewards that are computed in microseconds; the others are asked in a thread, so that other sessions go on.
 QUICK_REWARDS = ("outcome", "progress", "penalty", "oracle_q", "oracle_advantage", "oracle_potential")
-_ENV_ID = "ALFWorldPRM-v0"
 
 
 class TextAction(Action):  # type: ignore[misc,unused-ignore]
@@ -101,9 +101,9 @@ class OpenEnvEnvironment(Environment):  # type: ignore[misc,unused-ignore]
         super().__init__()
         if not 0 < gamma <= 1:
             raise ValueError(f"gamma must be in (0, 1], got {gamma!r}")
-        kwargs = {"reward": "outcome", **env_kwargs}
-        self._env: gym.Env[Any, Any] = gym.make(_ENV_ID, disable_env_checker=True, **kwargs)
-        self._quick = kwargs["reward"] in QUICK_REWARDS and kwargs.get("engine", "native") == "native"
+        self._env = make_env(**env_kwargs)
+        has_quick_reward = env_kwargs.get("reward", REWARD) in QUICK_REWARDS
+        self._quick = has_quick_reward and env_kwargs.get("engine", "native") == "native"
         self._allows_oracle, self._gamma = oracle, gamma
         self._state = TextState()
 
@@ -208,9 +208,7 @@ class OpenEnvEnvironment(Environment):  # type: ignore[misc,unused-ignore]
         values = None
         if oracle and not more.get("done"):
             costs = self._env.get_wrapper_attr("action_costs")()
-            values = {
-                command: self._gamma ** (cost - 1) if cost != float("inf") else 0.0 for command, cost in costs.items()
-            }
+            values = {command: discounted(cost - 1, self._gamma) for command, cost in costs.items()}
         return TextObservation(
             task=observation["task"],
             feedback=observation["feedback"],

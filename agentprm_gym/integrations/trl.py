@@ -16,27 +16,13 @@ from typing import Any
 
 import gymnasium as gym
 
-import agentprm_gym  # noqa: F401  # registers the environments
+from agentprm_gym.integrations.household import make_env
 from agentprm_gym.wrappers.text import ObservationText
 
-_ENV_ID = "ALFWorldPRM-v0"
 _RULES = (
     "You play a text game about a household. Do the task by calling the tool act with one admissible command at a time, copied "
     'verbatim. "Nothing happens." means that a command was not understood.'
 )
-
-
-def make_env(**env_kwargs: Any) -> gym.Env[Any, Any]:
-    """Make ``ALFWorldPRM-v0``, by default without a process reward: 1.0 for the win.
-
-    Args:
-        **env_kwargs: its arguments: ``split``, ``games``, ``reward``, ``max_episode_steps``, ...
-
-    Raises:
-        ValueError: the environment refuses its arguments.
-        FileNotFoundError: games or a reward's file were not found.
-    """
-    return gym.make(_ENV_ID, disable_env_checker=True, **{"reward": "outcome", **env_kwargs})
 
 
 class TextGame:

@@ -8,8 +8,7 @@ Step limits are not looked at.
 
 from __future__ import annotations
 
-from math import inf
-
+from agentprm_gym.experts.planner import discounted
 from agentprm_gym.rewards.base import FactReward, ScoredTurn
 
 
@@ -44,8 +43,7 @@ class OracleReward(FactReward):
         return 0.0 if turn.terminated else self._discounted(self._facts(turn)[1] - 1)
 
     def _discounted(self, cost: float) -> float:
-        # A case of its own, since 1.0 ** inf is 1.0.
-        return 0.0 if cost == inf else float(self.gamma**cost)
+        return discounted(cost, self.gamma)
 
 
 class OracleQReward(OracleReward):

@@ -76,6 +76,8 @@ def about(args: argparse.Namespace, venv: VecEnv, model: str, *, search: str, pl
         search: how a turn's command is found.
         planned: whether that has a depth.
     """
+    from algorithms.common.shell.load import chosen_policy_weight
+
     games = venv.get_attr("games", indices=[0])[0] if venv.has_attr("games") else None
     path = Path(model)
     return {
@@ -91,22 +93,12 @@ def about(args: argparse.Namespace, venv: VecEnv, model: str, *, search: str, pl
         "n": None if search in ("none", "prm-greedy") else args.best_of or args.n,
         "depth": args.depth if planned else None,
         **({"search_options": args.search_options} if args.search_options else {}),
-        "policy_weight": _policy_weight(args, model) if search == "best-of-n" else None,
+        "policy_weight": chosen_policy_weight(args.policy_weight, model) if search == "best-of-n" else None,
         "prm": args.prm,
         "action_mode": args.action_mode,
         "reason": args.reason,
         "template": args.template,
     }
-
-
-def _policy_weight(args: argparse.Namespace, model: str) -> float:
-    """What the policy's log-probability counts in best-of-N; see :func:`~algorithms.common.shell.load.load_actor`."""
-    from algorithms.common.acting.search import POLICY_WEIGHT
-    from algorithms.common.acting.server import is_server
-
-    if args.policy_weight is not None:
-        return float(args.policy_weight)
-    return 0.0 if is_server(model) else POLICY_WEIGHT
 
 
 def _games_note(games: Any, split: str | None) -> dict[str, Any] | None:

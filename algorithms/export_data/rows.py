@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
 
 from agentprm_gym import Episode, Turn
+from agentprm_gym.experts import discounted
 from agentprm_gym.llm.text_prompts import TextPrompt
 from agentprm_gym.states import state_keys
 from algorithms.agent_prm.targets import QTable
@@ -239,6 +239,6 @@ def optimal_values(
                 break
             if key not in out:
                 costs = env.action_costs()
-                out[key] = {c: 0.0 if cost == math.inf else float(gamma ** (cost - 1)) for c, cost in costs.items()}
+                out[key] = {c: discounted(cost - 1, gamma) for c, cost in costs.items()}
             observation, *_ = env.step(turn.command)
     return out

@@ -13,7 +13,7 @@ from typing import Any
 
 from agentprm_gym.engines.native import NativeEngine, Snapshot
 from agentprm_gym.episodes import Episode
-from agentprm_gym.experts.planner import Planner
+from agentprm_gym.experts.planner import Planner, discounted
 from agentprm_gym.games import DataNotFoundError, Game, GameList, find_games
 
 #: Discount a turn of the planner's Q, as in AgentPRM's targets.
@@ -138,7 +138,7 @@ def replay(episode: Episode, games: Games, step_cap: int | None = None) -> Repla
         state = engine.snapshot()
         costs = planner.action_costs(state, dict.fromkeys([*turn.admissible_commands, turn.command]))
         # A command that is not admissible changes nothing: its Q is shown nowhere.
-        q = {c: GAMMA ** (costs[c] - 1) if costs[c] < inf else 0.0 for c in turn.admissible_commands}
+        q = {c: discounted(costs[c] - 1, GAMMA) for c in turn.admissible_commands}
         moments.append(Moment(state, q, planner.cost_to_go(state), costs[turn.command] - 1))
         frame = engine.step(turn.command)
     return Replay(planner.game, moments, step_cap)

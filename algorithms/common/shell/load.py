@@ -102,6 +102,18 @@ def load_language_model(path: str, base: str | None = None) -> LanguageModel:
     return lm
 
 
+def chosen_policy_weight(policy_weight: float | None, model: str) -> float:
+    """What the policy's log-probability counts in best-of-N.
+
+    Args:
+        policy_weight: what was asked for; ``None`` leaves it to this rule.
+        model: see :func:`load_policy`. A server does not tell its log-probabilities, so there it is 0.
+    """
+    if policy_weight is not None:
+        return policy_weight
+    return 0.0 if is_server(model) else POLICY_WEIGHT
+
+
 def load_actor(
     model: str,
     venv: VecEnv,
@@ -162,13 +174,13 @@ def load_actor(
         return actor
     if search == "vote":
         return VoteActor(actor, n)
+    weight = chosen_policy_weight(policy_weight, model)
     if isinstance(policy, ServerPolicy):
         assert prm is not None
-        return BestOfNActor(actor, load_prm(prm), venv.num_envs, n, policy_weight=policy_weight or 0.0)
+        return BestOfNActor(actor, load_prm(prm), venv.num_envs, n, policy_weight=weight)
     judge = load_prm(prm or model, policy.lm)
     if search == "prm-greedy":
         return PRMGreedyActor(judge, venv.num_envs, policy.cache_tokens)
     if search == "look-ahead":
         return LookAheadActor(judge, venv.num_envs, depth=depth, breadth=n, cache_tokens=policy.cache_tokens)
-    weight = POLICY_WEIGHT if policy_weight is None else policy_weight
     return BestOfNActor(actor, judge, venv.num_envs, n, policy.cache_tokens, weight)
