@@ -129,6 +129,8 @@ def figures_of(rows: Sequence[Mapping[str, Any]], study: Study) -> dict[str, flo
     return figures
 
 
+#: The start whose goals stand in the figures under their own names.
+MAIN_START = 100
 #: Goals by the name of their figure: what is compared with what, seed by seed, in points.
 GOALS = {
     "best_of_8_gain": ("best_of_8_sft", "sft_greedy"),
@@ -147,7 +149,7 @@ def goals(rows: Sequence[Mapping[str, Any]], study: Study, seeds: Sequence[int])
     """Goals of the study from each start, in points, with the lower end of the 95 % interval over seeds as ``<key>_low``.
 
     ``pair_gain`` is of pairs of commands in the right order, by ``fair`` labels: the PRM that was fitted to the start's
-    rollouts against the start's log-probability.
+    rollouts against the start's log-probability. Those from :data:`MAIN_START` also stand without the start's name.
     """
     figures: dict[str, float] = {}
     for start in study.settings:
@@ -157,9 +159,10 @@ def goals(rows: Sequence[Mapping[str, Any]], study: Study, seeds: Sequence[int])
         found["pair_gain"] = np.array([pair["prm"] - pair["sft"] for pair in pairs])
         for key, values in found.items():
             mean, half = mean_interval(100 * values)
-            figures[f"sft{start}_{key}"] = float(mean)
-            if len(values) > 1:
-                figures[f"sft{start}_{key}_low"] = float(mean - half)
+            for name in (f"sft{start}_{key}", *([key] if start == MAIN_START else [])):
+                figures[name] = float(mean)
+                if len(values) > 1:
+                    figures[f"{name}_low"] = float(mean - half)
     return figures
 
 

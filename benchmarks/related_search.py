@@ -240,6 +240,31 @@ def table(rows: Sequence[dict[str, Any]], budget: int) -> Table:
     return shown
 
 
+def draw(rows: Sequence[dict[str, Any]], budget: int, path: Path) -> None:
+    """Success of each search with its interval; searches that look at the true game in another colour."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot as plt
+
+    chart, panel = plt.subplots(figsize=(8, 5.5), layout="constrained", dpi=130)
+    for privileged, label in ((False, "models alone"), (True, "looks at the true game")):
+        some = [row for row in rows if row["privileged"] == privileged]
+        heights = np.array([100 * row["success"] for row in some])
+        ends = np.array(
+            [[100 * row["success"] - 100 * row["low"], 100 * row["high"] - 100 * row["success"]] for row in some]
+        )
+        names = [f"{row['name']} ({row['calls_a_turn']:.0f} calls)" for row in some]
+        panel.barh(names, heights, xerr=ends.T if some else None, capsize=3, label=label, color=f"C{int(privileged)}")
+    panel.invert_yaxis()
+    panel.set_xlabel(f"success % on valid_seen, about {budget} model calls a turn")
+    panel.grid(axis="x", alpha=0.25)
+    panel.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chart.savefig(path)
+    plt.close(chart)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -247,13 +272,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--budget", type=int, default=100, help="model calls a turn (default: 100)")
     parser.add_argument(
-        "--games", type=int, default=None, help="held-out games a search (default: 120; 3 with --quick)"
+        "--games", type=int, default=None, help="held-out games a search and seed (default: 50; 3 with --quick)"
     )
     parser.add_argument("--work", type=Path, default=Path("runs/related_search"), help="where finished parts stay")
     parser.add_argument("--out", type=Path, default=RESULTS / "related_search.json")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only searches whose names begin so")
     args = parser.parse_args(argv)
-    n_games = args.games or (3 if args.quick else 120)
+    n_games = args.games or (3 if args.quick else 50)
     work = args.work / ("quick" if args.quick else "full")
     work.mkdir(parents=True, exist_ok=True)
     study = Study(work, quick=args.quick, budget=args.budget, n_games=n_games)
@@ -268,7 +293,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.quick:
         about = {"budget": args.budget, "n_games": n_games, "seeds": args.seeds, "policy": Path(SFT).name}
         date = datetime.date.today().isoformat()
-        write_json(args.out, {**provenance(), "date": date, **about, "summary": found, "rows": rows})
+        draw(found, args.budget, args.out.with_suffix(".png"))
+        figures = {
+            f"{row['name']}_{key}": row[key] for row in found for key in ("success", "low", "high", "calls_a_turn")
+        }
+        write_json(
+            args.out,
+            {
+                "name": "related_search",
+                **provenance(),
+                "date": date,
+                **about,
+                "figures": figures,
+                "summary": found,
+                "rows": rows,
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,288 @@
+"""Ways to explore, by the steps they take to a fixed success: ``python -m benchmarks.exploration_study [--quick] [--jobs 2]``.
+
+The bundled model as it is, with no demonstration, learns to play generated train games. Each way of exploring has the same
+number of environment steps, all that it plays included, and the same three seeds. Every few hundred episodes the policy, which
+then does not explore, plays 120 fixed ``valid_seen`` games, sampled at temperature 1. Two panels:
+
+* RFT with each way to play train episodes: a reset distribution, a strategy in the prompt, hindsight, one deviation
+  (:mod:`algorithms.common.acting.exploration`);
+* GRPO with each reward for novelty beside the outcome: visit counts on exact states, RND, nearest neighbours, disagreement; and
+  visit counts alone for the first quarter of the steps, then the outcome alone (URLB's two phases).
+
+``steps_to_level``: the first evaluation with 70 % or more, in environment steps; ``null`` where there is none. ``height``: mean
+of the curve. ``final``: of the last evaluation. Differences are to the way without exploration of the same seed. What was
+planned by the planner is privileged, and stands in the table as such.
+
+Each run's curve is kept in ``--work``, so an interrupted study goes on. A plot lies beside the result file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from rich.table import Table
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+
+from agentprm_gym.rewards import make_reward
+from agentprm_gym.wrappers.novelty import VisitCounts, VisitRewardWrapper
+from agentprm_gym.wrappers.sb3 import VecProcessReward
+from algorithms import GRPO, RFT
+from algorithms.cli.output import PlainConsole, provenance, write_json
+from algorithms.common.measure.comparison import Curve, draw, mean_interval
+from algorithms.common.measure.evaluation import draw_games, evaluate, make_eval_env
+
+RESULTS = Path(__file__).parent / "results"
+LEVEL = 0.7
+MAX_STEPS = 30
+#: The novelty of an episode is worth a quarter of a win at most: a policy that only explores stays worse than one that wins.
+MAX_BONUS = 0.25
+SHARED: dict[str, Any] = {"learning_rate": 1e-3, "verbose": 0, "device": "cpu"}
+RFT_SETTINGS: dict[str, Any] = {"n_games": 100, "group_size": 2, "n_per_game": 1, **SHARED}
+GRPO_SETTINGS: dict[str, Any] = {"n_games": 24, "group_size": 8, **SHARED}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of exploring.
+
+    Attributes:
+        name: in figures.
+        explore: options of the policy's collector; RFT's panel.
+        reward: reward for novelty: ``"visits"``, ``"two_phases"`` or the name of a class; GRPO's panel.
+        privileged: whether it reads the game's true state or an expert.
+    """
+
+    name: str
+    explore: dict[str, Any] | None = None
+    reward: str | None = None
+    privileged: bool = False
+
+    @property
+    def baseline(self) -> str:
+        """What it is compared with."""
+        return "grpo" if self.name.startswith("grpo") else "rft"
+
+
+WAYS = [
+    Way("rft"),
+    Way("rft_reset_own", {"reset_share": 0.5}),
+    Way("rft_reset_won", {"reset_share": 0.5, "reset_own": 0.0, "reset_won": 1.0}),
+    Way("rft_reset_expert", {"reset_share": 0.5, "reset_own": 0.0, "reset_expert": 1.0}, privileged=True),
+    Way("rft_steer", {"steer_share": 0.5}),
+    Way("rft_deviation", {"deviation_share": 0.5}),
+    Way("rft_hindsight", {"hindsight_states": 40}),
+    Way("rft_hindsight_planner", {"hindsight_states": 40, "hindsight_by": "planner"}, privileged=True),
+    Way("grpo"),
+    Way("grpo_visits", reward="visits", privileged=True),
+    Way("grpo_two_phases", reward="two_phases", privileged=True),
+    Way("grpo_rnd", reward="RNDReward"),
+    Way("grpo_nearest", reward="NearestReward"),
+    Way("grpo_disagreement", reward="DisagreementReward"),
+]
+
+
+@dataclass
+class Budget:
+    """How much is played.
+
+    Attributes:
+        steps: environment steps of each run.
+        every: steps between evaluations at the least.
+        games: evaluation games.
+        settings: changes to the algorithms' settings.
+    """
+
+    steps: int = 32_000
+    every: int = 5_000
+    games: int = 120
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+QUICK = Budget(steps=600, every=200, games=6, settings={"n_games": 4, "group_size": 2})
+
+
+class Evaluations(BaseCallback):
+    """Lets the policy play fixed games before an iteration, where enough was played since the last time."""
+
+    def __init__(self, budget: Budget, venv: VecEnv, games: Sequence[int]) -> None:
+        super().__init__()
+        self.budget, self.eval_env, self.games = budget, venv, games
+        self.points: list[tuple[int, float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if not self.points or self.num_timesteps - self.points[-1][0] >= self.budget.every:
+            self.measure()
+
+    def measure(self) -> None:
+        """One more point of the curve."""
+        policy: Any = self.model.policy
+        actor = policy.actor(self.eval_env.num_envs, temperature=1.0)
+        episodes = evaluate(actor, self.eval_env, games=self.games)
+        self.points.append((self.model.num_timesteps, float(np.mean([bool(e.success) for e in episodes]))))
+
+
+def train_env(way: Way, *, outcome: bool = True) -> VecEnv:
+    """Environments of generated train games, with the way's reward.
+
+    Args:
+        way: the way of exploring.
+        outcome: whether the outcome is paid; it always is but in the first of two phases.
+    """
+    kwargs: dict[str, Any] = {"games": "generated", "split": "train", "max_episode_steps": MAX_STEPS}
+    counts = VisitCounts()
+
+    def make() -> gym.Env[Any, Any]:
+        env: gym.Env[Any, Any] = gym.make("ALFWorld-v0", **kwargs)
+        if way.reward == "visits" or not outcome:
+            env = VisitRewardWrapper(env, max_bonus=MAX_BONUS, outcome=outcome, counts=counts)
+        return env
+
+    venv = make_vec_env(make, n_envs=64)
+    if way.reward in (None, "visits", "two_phases"):
+        return venv
+    name = f"agentprm_gym.prm.novelty:{way.reward}"
+    return VecProcessReward(venv, make_reward(name, max_reward=MAX_BONUS / MAX_STEPS))
+
+
+def curve(way: Way, seed: int, budget: Budget, path: Path) -> dict[str, Any]:
+    """One run's curve, made or read.
+
+    Args:
+        way: the way of exploring.
+        seed: of everything.
+        budget: how much is played.
+        path: where the curve is kept.
+    """
+    if path.exists():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    torch.set_num_threads(1)
+    begun = time.process_time()
+    eval_env = make_eval_env(n_envs=64, games="generated", split="valid_seen", max_episode_steps=MAX_STEPS)
+    types = [g.split("-", 1)[0] for g in eval_env.get_attr("games", indices=[0])[0].game_ids]
+    callback = Evaluations(budget, eval_env, draw_games(types, budget.games, 0))
+    policy_kwargs = {"explore": way.explore} if way.explore else {}
+    make, settings = (GRPO, GRPO_SETTINGS) if way.baseline == "grpo" else (RFT, RFT_SETTINGS)
+    first = train_env(way, outcome=way.reward != "two_phases")
+    model: Any = make("tiny", first, seed=seed, policy_kwargs=policy_kwargs, **{**settings, **budget.settings})
+    if way.reward == "two_phases":
+        model.learn(budget.steps // 4, callback=callback)
+        model.set_env(train_env(way))
+        model.learn(budget.steps - model.num_timesteps, callback=callback, reset_num_timesteps=False)
+    else:
+        model.learn(budget.steps, callback=callback)
+    if callback.points[-1][0] < model.num_timesteps:
+        callback.measure()
+    found = {"way": way.name, "seed": seed, "points": callback.points, "cpu_seconds": time.process_time() - begun}
+    write_json(path, found)
+    return found
+
+
+def summary(ways: Sequence[Way], curves: dict[str, Curve]) -> list[dict[str, Any]]:
+    """One row a way: means over seeds with 95 % intervals, and differences to the baseline, paired by seed."""
+    rows: list[dict[str, Any]] = []
+    for way in ways:
+        one, base = curves[way.name], curves.get(way.baseline)
+        row: dict[str, Any] = {"way": way.name, "privileged": way.privileged, "seeds": len(one.seeds)}
+        measures: dict[str, Callable[[Curve], Any]] = {"height": Curve.average, "final": Curve.last}
+        for name, measure in measures.items():
+            mean, half = mean_interval(measure(one))
+            row[name], row[f"{name}_half"] = float(mean), finite(half)
+            if base is not None and base is not one:
+                mean, half = mean_interval(measure(one) - measure(base))
+                row[f"{name}_gain"], row[f"{name}_gain_half"] = float(mean), finite(half)
+        row["steps_to_level"] = [finite(x) for x in one.reached(LEVEL)]
+        rows.append(row)
+    return rows
+
+
+def finite(x: Any) -> float | None:
+    """A number for a result file: ``None`` where it is not finite."""
+    return float(x) if np.isfinite(x) else None
+
+
+def table(rows: Sequence[dict[str, Any]], n_seeds: int) -> Table:
+    """The summary to read."""
+    shown = Table(title=f"from the base, sampled at T = 1, {n_seeds} seeds, 95 % intervals; (p): privileged")
+    for name in ("way", "mean height %", "against none", "last %", "against none", f"steps to {LEVEL:.0%}"):
+        shown.add_column(name, justify="left" if name == "way" else "right")
+
+    def cell(row: dict[str, Any], name: str, sign: str = "") -> str:
+        if name not in row:
+            return ""
+        half = row[f"{name}_half"]
+        return f"{100 * row[name]:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+    for row in rows:
+        steps = " ".join("-" if x is None else f"{x / 1000:.0f}k" for x in row["steps_to_level"])
+        cells = (cell(row, "height"), cell(row, "height_gain", "+"), cell(row, "final"), cell(row, "final_gain", "+"))
+        shown.add_row(row["way"] + (" (p)" if row["privileged"] else ""), *cells, steps)
+    return shown
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed, a few games: a first look")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ways", nargs="+", choices=[w.name for w in WAYS], help="only these")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, one core each")
+    parser.add_argument("--work", type=Path, default=Path("runs/exploration_study"), help="where curves are kept")
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "exploration_study.json", help="result file; a .png beside it"
+    )
+    args = parser.parse_args(argv)
+    budget, seeds = (QUICK, args.seeds[:1]) if args.quick else (Budget(), args.seeds)
+    ways = [w for w in WAYS if not args.ways or w.name in args.ways]
+    work = args.work / ("quick" if args.quick else "full")
+    work.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, tuple[Any, Any]]] = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.jobs, mp_context=spawn) as pool:
+        pairs = [(way, seed) for seed in seeds for way in ways]
+        runs = [pool.submit(curve, way, seed, budget, work / f"{way.name}_{seed}.json") for way, seed in pairs]
+        rows = [run.result() for run in runs]
+    for row in rows:
+        steps, success = np.array(row["points"], float).T
+        found.setdefault(row["way"], {})[str(row["seed"])] = (steps, success)
+    curves = {
+        name: Curve(name, "RFT" if name.startswith("rft") else "GRPO", "steps", points)
+        for name, points in found.items()
+    }
+    shown = summary(ways, curves)
+    console = PlainConsole()
+    console.print(table(shown, len(seeds)))
+    out = work / "exploration_study.json" if args.quick else args.out
+    picture = [Curve(c.label, f"success of {c.tag}", c.axis, c.seeds) for c in curves.values()]
+    draw(picture, out.with_suffix(".png"), title="Exploration from the base, valid_seen, T = 1", level=LEVEL)
+    keys = ("height", "final", "height_gain", "final_gain")
+    figures = {f"{row['way']}_{key}": row[key] for row in shown for key in keys if key in row}
+    settings = {"rft": RFT_SETTINGS, "grpo": GRPO_SETTINGS, "max_bonus": MAX_BONUS, "level": LEVEL, **vars(budget)}
+    about = {"date": datetime.date.today().isoformat(), "seeds": seeds, "quick": args.quick, "settings": settings}
+    ways_said = {w.name: {"explore": w.explore, "reward": w.reward, "privileged": w.privileged} for w in ways}
+    write_json(
+        out,
+        {"name": "exploration_study", **provenance(), **about, "ways": ways_said, "figures": figures, "summary": shown,
+         "rows": rows},
+    )  # fmt: skip
+    console.print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()
