@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         *("agentprm_gym.observations", "agentprm_gym.chat_limits", "agentprm_gym.files"),
     ),
     ("agentprm_gym.states", "agentprm_gym.readers", "agentprm_gym.chat_http"),
-    ("agentprm_gym.chat_client",),
+    ("agentprm_gym.chat_client", "agentprm_gym.hub"),
     ("agentprm_gym.games",),
     ("agentprm_gym.games.generation",),
     ("agentprm_gym.games.listing",),

@@ -28,6 +28,8 @@ from agentprm_gym.engines import make_engine
 from agentprm_gym.episodes import Turn
 from agentprm_gym.games.game import Game
 from agentprm_gym.games.listing import GameList, find_games
+from agentprm_gym.hub import fetch, is_hub
+from agentprm_gym.hub.remote import PANEL
 
 #: The format of the files that this version reads and writes.
 FORMAT = 1
@@ -196,7 +198,8 @@ def read_panel(
     """Read a panel.
 
     Args:
-        panel: ``"generated"`` or ``"real"``, which come with the package, or a file that :func:`write_panel` wrote.
+        panel: ``"generated"`` or ``"real"``, which come with the package, a file that :func:`write_panel` wrote, or a
+            repository of the hub that holds one, ``"hub:USER/NAME"``.
         games: where ALFWorld's games are, for a panel without texts; see :func:`~agentprm_gym.games.find_games`.
         on_state: called with the number of states that are done and of all, while texts are made again.
 
@@ -223,9 +226,23 @@ def read_panel(
     return Panel(header["panel"], header["version"], tuple(states), header["sha256"], grammar)
 
 
+def panel_file(panel: str | os.PathLike[str]) -> Path:
+    """The file of a panel, which need not be whole.
+
+    Args:
+        panel: as in :func:`read_panel`.
+
+    Raises:
+        FileNotFoundError: it is missing.
+    """
+    return _find(panel)[0]
+
+
 def _find(panel: str | os.PathLike[str]) -> tuple[Path, int | None]:
     """The file of a panel, and the version that it must have, for one that comes with the package."""
     name = os.fspath(panel)
+    if is_hub(name):
+        return fetch(name, PANEL, kind="dataset"), None
     if name in SHIPPED:
         version = SHIPPED[name]
         path = Path(str(resources.files("agentprm_gym.bench") / "panels" / f"{name}_v{version}.jsonl.gz"))

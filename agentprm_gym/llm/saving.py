@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save as save_safetensors
 
 from agentprm_gym.files import write_whole
+from agentprm_gym.hub import fetch, is_hub
 from agentprm_gym.llm.adapter_settings import FULL_CONFIG, is_full
 from agentprm_gym.llm.architecture import same_base
 from agentprm_gym.llm.errors import AdapterMismatchError, ModelNotFoundError
@@ -74,7 +75,7 @@ def zip_path(path: str | os.PathLike[str]) -> Path:
 
 
 def write_save(target: str | os.PathLike[str] | BinaryIO, saved: SavedModel) -> None:
-    """Write a zip; a file appears whole or not at all.
+    """Write a zip; a file appears whole or not at all, and the same content gives the same bytes.
 
     Args:
         target: a path (``.zip`` is added where it has no suffix) or an open binary file.
@@ -88,12 +89,19 @@ def write_save(target: str | os.PathLike[str] | BinaryIO, saved: SavedModel) -> 
             "heads": sorted(saved.heads),
             "adapters": sorted(saved.adapters),
         }
-        archive.writestr(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
+
+        def add(member: str, data: str | bytes) -> None:
+            # Without the time, so that the same model gives the same bytes.
+            info = zipfile.ZipInfo(member)
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o600 << 16
+            archive.writestr(info, data)
+
+        add(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True))
         for name, tensors in saved.adapters.items():
-            archive.writestr(f"adapters/{name}/adapter_config.json", json.dumps(saved.adapter_configs[name], indent=1))
-            archive.writestr(f"adapters/{name}/adapter_model.safetensors", save_safetensors(dict(tensors)))
+            add(f"adapters/{name}/adapter_config.json", json.dumps(saved.adapter_configs[name], indent=1))
+            add(f"adapters/{name}/adapter_model.safetensors", save_safetensors(dict(tensors)))
         for name, tensors in saved.heads.items():
-            archive.writestr(f"heads/{name}.safetensors", save_safetensors(dict(tensors)))
+            add(f"heads/{name}.safetensors", save_safetensors(dict(tensors)))
     if isinstance(target, (str, os.PathLike)):
         write_whole(zip_path(target), buffer.getvalue())
     else:
@@ -106,12 +114,16 @@ def read_save(source: str | os.PathLike[str] | BinaryIO) -> SavedModel:
     Only members that the manifest names are read, and nothing is unpacked to disk.
 
     Args:
-        source: a path (``.zip`` is added where it has no suffix) or an open binary file.
+        source: a path (``.zip`` is added where it has no suffix), an open binary file, or a repository of the hub that holds a
+            save, ``"hub:USER/NAME"``.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         SaveFormatError: (a ``ValueError``) if it is not a save of this project.
+        OSError: the hub refused, or could not be reached.
     """
+    if isinstance(source, str) and is_hub(source):
+        source = fetch(source)
     if isinstance(source, (str, os.PathLike)):
         path = zip_path(source)
         if not path.is_file():

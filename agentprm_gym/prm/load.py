@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from agentprm_gym.hub import fetch, is_hub
 from agentprm_gym.llm.model import LanguageModel, lora_settings
 from agentprm_gym.llm.saving import SavedModel, check_base, load_base, read_save
 from agentprm_gym.llm.scoring import Responder
@@ -24,7 +25,8 @@ def load_prm(
     """Load the process reward model out of a save that holds one.
 
     Args:
-        path: a zip that ``AgentPRM.save`` or ``InversePRM.save`` wrote.
+        path: a zip that ``AgentPRM.save`` or ``InversePRM.save`` wrote, or a repository of the hub that holds one,
+            ``"hub:USER/NAME"``.
         lm: a language model with the same base to share; ``None``: the base is loaded as it was when saved.
         base: where the base model is now, a folder, a hub id or a bundled alias; ``None``: where it was.
 
@@ -138,7 +140,7 @@ def open_save(path: str | os.PathLike[str], base: str | None = None) -> SharedSa
     """Open a save; the same file is opened once, so that all rewards made of it share one base model.
 
     Args:
-        path: a zip that an algorithm's ``save`` wrote.
+        path: a zip that an algorithm's ``save`` wrote, or a repository of the hub, ``"hub:USER/NAME"``.
         base: where the base model is now; ``None``: where it was.
 
     Raises:
@@ -146,7 +148,7 @@ def open_save(path: str | os.PathLike[str], base: str | None = None) -> SharedSa
         ValueError: the file is not such a save (``SaveFormatError``), its base is another one now (``AdapterMismatchError``),
             or is not where it was (``ModelNotFoundError``).
     """
-    file = Path(path).resolve()
+    file = (fetch(path) if is_hub(path) else Path(path)).resolve()
     # Keyed by the time of the last change, so that a newer save at the same path is noticed.
     return _open(str(file), file.stat().st_mtime_ns, base)
 

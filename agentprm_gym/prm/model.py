@@ -27,6 +27,7 @@ from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.llm.transcripts import Passage, encode_turns
 from agentprm_gym.prm.export import write_adapter, write_classifier
 from agentprm_gym.prm.heads import FORMS, LogProbHead, check_heads, form_of, make_head
+from agentprm_gym.prm.sharing import SharedPRM
 from agentprm_gym.prm.tree import Place, Reply, hang_reply, judge_in_trunk
 
 __all__ = ["FORMS", "PRM", "Candidates", "Item", "ProcessRewardModel", "executed"]
@@ -43,7 +44,7 @@ Candidates = Sequence[tuple[int, Sequence[str]]]
 Item = tuple[str, Sequence[Turn], Candidates]
 
 
-class ProcessRewardModel:
+class ProcessRewardModel(SharedPRM):
     """Scores commands in the light of a transcript.
 
     Attributes:

@@ -28,6 +28,7 @@ from algorithms.cli import (
     models,
     output,
     play,
+    push,
     report,
     serve,
     train,
@@ -82,6 +83,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         demos,
         export,
         export_data,
+        push,
         serve,
         doctor,
     ):

@@ -52,8 +52,8 @@ from algorithms.common.shell.finite import check_learnt
 from algorithms.common.shell.folders import saved_model
 from algorithms.common.shell.logs import ONLY_TENSORBOARD, Samples, describe_run, episode_markdown, reward_settings
 from algorithms.common.shell.machine import check_device, use_fast_threads
-from algorithms.common.shell.saves import SavedAlgorithm
 from algorithms.common.shell.settings import check_learning_rate, plain_settings, warn_of_learning_rate, with_buffers
+from algorithms.common.shell.sharing import SharedAlgorithm
 from algorithms.common.shell.workers import check_workers
 
 SelfLLMAlgorithm = TypeVar("SelfLLMAlgorithm", bound="LLMAlgorithm")
@@ -68,7 +68,7 @@ class StopLearning(Exception):
     """Raised in an iteration where a callback ended learning; :meth:`LLMAlgorithm.learn` catches it."""
 
 
-class LLMAlgorithm(SavedAlgorithm):
+class LLMAlgorithm(SharedAlgorithm):
     """Base of the algorithms that train an :class:`LLMPolicy`; a subclass implements :meth:`_iterate`.
 
     Attributes:

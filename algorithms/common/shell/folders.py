@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from agentprm_gym.hub import fetch, is_hub
 from agentprm_gym.llm.aliases import is_gguf
 
 #: What ``agentprm train`` calls its result, and what it keeps when Ctrl-C ends it.
@@ -22,19 +23,23 @@ _LOCK = ".lock"
 
 
 def saved_model(name: str) -> str:
-    """The zip that a run's folder stands for; other names come back as they are.
+    """The zip that a run's folder or a repository of the hub stands for; other names come back as they are.
 
     Args:
-        name: a zip, the folder of a run, or anything else that names a model.
+        name: a zip, the folder of a run, ``"hub:USER/NAME"``, or anything else that names a model.
 
     Raises:
+        FileNotFoundError: the repository or its zip is missing.
         ValueError: the folder holds several models, or a run that did not end; the message says what to name instead.
+        OSError: the hub refused, or could not be reached.
     """
+    if is_hub(name):
+        return str(fetch(name))
     folder = Path(name)
-    if not folder.is_dir() or (folder / "config.json").is_file():  # the latter is a model of transformers
-        return name
     if (folder / MODEL).is_file():
         return str(folder / MODEL)
+    if not folder.is_dir() or (folder / "config.json").is_file():  # the latter is a model of transformers
+        return name
     seeds = sorted(path for path in folder.glob("seed_*") if path.is_dir())
     if seeds:
         raise ValueError(f"{name} holds a run of several seeds: name one of them, for example {seeds[0]}")
