@@ -44,11 +44,22 @@ def test_the_configuration_is_read(tmp_path: Path) -> None:
     from algorithms.cli.settings import check_settings
     from algorithms.registry import find_algorithm
 
-    (text,) = YAML
+    text, _ = YAML
     (tmp_path / "study.yaml").write_text(text)
     values = read_config(build_parser()[1]["train"], tmp_path / "study.yaml")
     assert values["settings"]["improve"] == {"beta": 0.1, "n_updates": 100}
     check_settings(find_algorithm(values["algo"]), values["settings"])
+
+
+def test_the_space_is_read(tmp_path: Path) -> None:
+    from algorithms.cli.settings import check_settings, nested
+    from algorithms.cli.sweep import read_space
+    from algorithms.registry import find_algorithm
+
+    _, text = YAML
+    (tmp_path / "space.yaml").write_text(text)
+    for one in read_space(tmp_path / "space.yaml"):
+        check_settings(find_algorithm("grpo"), nested({one.name: one.ends()[0]}))
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if re.match(r"agentprm (games|demos) ", line)])

@@ -31,6 +31,12 @@ NAMED = {
     "an environment of Python's own modules": ("algo: grpo\nenv: this:My-v0", "this:My-v0"),
     "a Ray cluster": ("algo: grpo\nray: 192.0.2.1:6379", "192.0.2.1:6379"),
     "a reader": ('algo: grpo\nenv_kwargs: {parse: "os:system"}', "os:system"),
+    "a service that gets the curves": ("algo: grpo\nlog: wandb", "wandb"),
+    "services that get the curves": ("algo: grpo\nlog: [mlflow]", "mlflow"),
+    "a judge on another machine": (
+        "algo: grpo\nreward: judge:https://judge.example/v1",
+        "judge:https://judge.example/v1",
+    ),
     "a part of a reward": ('algo: grpo\nreward: sum\nreward_kwargs: {parts: [{reward: "os:system"}]}', "os:system"),
 }
 
@@ -80,6 +86,35 @@ def test_the_name_of_another_key_counts_only_on_the_command_line(tmp_path: Path)
     with pytest.raises(ValueError, match="AWS_SECRET_ACCESS_KEY"):
         read(tmp_path / "config.yaml", text, verb="eval")
     assert read(tmp_path / "config.yaml", text, "--api-key-env", "AWS_SECRET_ACCESS_KEY", verb="eval")
+
+
+def test_a_folders_name_does_not_send_curves_away(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="names 'wandb'"):
+        read(tmp_path / "config.yaml", "algo: grpo\nlog: wandb", "--out", "runs/wandb")
+    assert read(tmp_path / "config.yaml", "algo: grpo\nlog: wandb", "--log=wandb")["log"] == ["wandb"]
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [
+        ("http://127.0.0.1:8000/v1", True),
+        ("http://localhost/v1", True),
+        ("http://[::1]:8/v1", True),
+        ("https://api.example.com/v1", False),
+        ("http://127.0.0.1.example.com/v1", False),
+        ("http://[::1/v1", False),
+        ("nothing", False),
+    ],
+)
+def test_a_player_on_another_machine_counts_only_on_the_command_line(tmp_path: Path, address: str, here: bool) -> None:
+    """It would be sent the games' texts, and the key in OPENAI_API_KEY."""
+    text = f"policy: 'openai:{address}'"
+    if here:
+        assert read(tmp_path / "config.yaml", text, verb="eval")
+        return
+    with pytest.raises(ValueError, match="on the command line, too"):
+        read(tmp_path / "config.yaml", text, verb="eval")
+    assert read(tmp_path / "config.yaml", text, f"openai:{address}", verb="eval")
 
 
 def test_ordinary_names_are_no_code(tmp_path: Path) -> None:

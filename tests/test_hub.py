@@ -25,6 +25,9 @@ from tests.bench_helpers import small_panel
 from tests.cli_helpers import GENERATED, Cli, same_models
 from tests.hub_server import TOKEN, Hub, running_hub
 
+# What huggingface_hub itself calls by an old name.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
@@ -284,6 +287,16 @@ def test_what_the_hub_refuses(hub: Hub, tiny: Path, monkeypatch: pytest.MonkeyPa
         SFT.from_pretrained("me/empty")
     with pytest.raises(FileNotFoundError, match="no such revision"):
         SFT.from_pretrained("me/empty", revision="v9")
+
+
+def test_a_hub_that_is_not_there(hub: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(OSError, match="could not be reached when me/sft was to be written"):
+        SFT.load(tiny).push_to_hub("me/sft")
+    with pytest.raises(FileNotFoundError, match="the hub cannot be reached"):
+        SFT.from_pretrained("me/sft")
 
 
 def test_a_hostile_repository_is_read_as_any_other_file(hub: Hub) -> None:

@@ -71,6 +71,7 @@ class ALFWorldEnv(TextGameEnv):
         grammar: str | None = None,
         parse: str | ParseFunction = "tolerant",
         trust_games: bool = False,
+        subset: Mapping[str, int] | None = None,
     ) -> None:
         """Make an environment.
 
@@ -97,16 +98,24 @@ class ALFWorldEnv(TextGameEnv):
                 function; see :func:`agentprm_gym.readers.make_reader`.
             trust_games: Whether ``engine="textworld"`` plays games whose grammar holds Python code. This code then runs, so
                 it is for games of people you trust. The native engine runs no code of games.
+            subset: A part of the split, to hold games out: ``{"every": 10, "leave_out": 0}`` leaves every tenth game out, and
+                ``{"every": 10, "keep": 0}`` takes those alone.
 
         Raises:
-            ValueError: A split, task type, engine, ``on_bad_game``, ``goal_text``, grammar, ``parse`` or key of
-                ``generator_kwargs`` is not known; the message lists the choices.
+            ValueError: A split, task type, engine, ``on_bad_game``, ``goal_text``, grammar, ``parse``, or key of
+                ``generator_kwargs`` or ``subset`` is not known; the message lists the choices.
             FileNotFoundError: The games or annotations were not found; the message says where they are looked for and
                 how to get them.
         """
         super().__init__(render_mode, on_bad_game, parse)
         self.games: GameList = find_games(
-            split, games, task_types, on_bad_game=on_bad_game, generator_kwargs=generator_kwargs, grammar=grammar
+            split,
+            games,
+            task_types,
+            on_bad_game=on_bad_game,
+            generator_kwargs=generator_kwargs,
+            grammar=grammar,
+            subset=subset,
         )
         if not len(self.games):
             raise ValueError(

@@ -202,6 +202,7 @@ def find_games(
     on_bad_game: str = "raise",
     generator_kwargs: Mapping[str, Any] | None = None,
     grammar: str | None = None,
+    subset: Mapping[str, int] | None = None,
 ) -> GameList:
     """List the games of a split: real games sorted by id, generated games by their number.
 
@@ -221,10 +222,12 @@ def find_games(
         grammar: The wording of texts and commands, whatever the files say: ``"2.1.1"`` ("put mug 1 in/on shelf 2"),
             ``"2.1.2"`` ("move mug 1 to shelf 2"), or ``None`` for each game's own. See
             :mod:`agentprm_gym.games.wording`.
+        subset: Two parts of a split that have no game in common, to hold games out: ``{"every": 10, "leave_out": 0}`` takes
+            the games but for every tenth, the first one among them, and ``{"every": 10, "keep": 0}`` those alone.
 
     Raises:
-        ValueError: A split, source, task type, ``on_bad_game``, grammar or key of ``generator_kwargs`` is not known; or
-            ``generator_kwargs`` describe impossible games, or are given for games that are not generated.
+        ValueError: A split, source, task type, ``on_bad_game``, grammar, or key of ``generator_kwargs`` or ``subset`` is not
+            known; or ``generator_kwargs`` describe impossible games, or are given for games that are not generated.
         DataNotFoundError: Real games, or those of a folder, are asked for and are not there; or generated games of
             ``"valid_train"``.
     """
@@ -247,7 +250,24 @@ def find_games(
         )
     if task_types is not None:
         entries = [entry for entry in entries if entry[0].split("-", 1)[0] in task_types]
+    if subset is not None:
+        every, place, keeps = _read_subset(subset)
+        entries = [entry for i, entry in enumerate(entries) if (i % every == place) == keeps]
     return GameList(source, split, entries, generator, grammar)
+
+
+def _read_subset(subset: Mapping[str, int]) -> tuple[int, int, bool]:
+    """Each so many games, which of them is meant, and whether it is kept."""
+    rest = dict(subset)
+    every = rest.pop("every", None)
+    (name, place), *more = rest.items() or [("", None)]
+    is_number = type(every) is int and type(place) is int
+    if more or name not in ("keep", "leave_out") or not is_number or not (every >= 2 and 0 <= place < every):
+        raise ValueError(
+            'expected a subset such as {"every": 10, "keep": 0} or {"every": 10, "leave_out": 0}, the second number from 0 to '
+            f"9, got {dict(subset)!r}"
+        )
+    return every, place, name == "keep"
 
 
 def _entries(split: str, games: str, generator: GeneratorKwargs) -> tuple[str, Sequence[tuple[str, str | int]]]:

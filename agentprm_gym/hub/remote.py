@@ -152,6 +152,8 @@ def upload(
     repo_id, revision = parse(repo_id)
     if revision is not None:
         raise ValueError(f"a folder is uploaded to the main branch: leave out {'@' + revision!r}")
+    # What the client of the web raises, whichever of its packages this version of huggingface_hub uses.
+    web_error = HfHubHTTPError.__bases__[0]
     api = HfApi(library_name=_LIBRARY, token=token)
     try:
         made = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
@@ -166,4 +168,8 @@ def upload(
                 "may, or set HF_TOKEN to a token with write access"
             ) from error
         raise OSError(f"the hub answered {status} when {repo_id} was to be written: {error}") from error
+    except (web_error, RuntimeError) as error:  # an upload that broke is a RuntimeError
+        raise OSError(
+            f"the hub could not be reached when {repo_id} was to be written: {error.__cause__ or error}"
+        ) from error
     return str(commit.commit_url)

@@ -44,6 +44,15 @@ def add_verb(verbs: Any, name: str, *, help: str, description: str) -> argparse.
     return parser
 
 
+def add_json_option(parser: Any) -> None:
+    """The option that prints a verb's result for a program; :func:`~algorithms.cli.output.show_json` writes it."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as JSON on standard output, and everything else on standard error",
+    )
+
+
 # ---------------------------------------------------------------------- readers of words
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """Make a reader of whole numbers; ``1e5`` and ``100_000`` are whole numbers, too.

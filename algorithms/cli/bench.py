@@ -74,6 +74,7 @@ def add_parser(verbs: Any) -> None:
     arguments.add_device_options(group)
     arguments.add_base_option(group)
     arguments.add_import_option(group)
+    arguments.add_json_option(parser)
     server = parser.add_argument_group(
         "server", "for judges; the API key is read from the environment and from nowhere else"
     )
@@ -178,6 +179,7 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
     output.write_text(args.out / "rows.md", markdown(results, panel, len(states)))
     output.write_json(args.out / _RESULT, found)
     console.print(f"result, chart and rows in [bold]{escape(str(args.out))}[/]", soft_wrap=True)
+    output.show_json(args, found)
 
 
 def _server(args: argparse.Namespace) -> dict[str, Any]:

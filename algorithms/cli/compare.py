@@ -67,6 +67,7 @@ def add_parser(verbs: Any) -> None:
         help="runs: the picture, .png, .svg or .pdf, and a .json beside it; evaluations: a .json (default: "
         "runs/compare.png and .json)",
     )
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _compare_evaluations(evaluations, out, console)
     else:
         _compare_runs(args, named, out, console)
+    output.show_json(args, json.loads(out.with_suffix(".json").read_text(encoding="utf-8")))
     return 0
 
 

@@ -4,9 +4,9 @@ A value is read by the same function as on the command line (``type=`` of its op
 What stands on the command line counts more.
 
 A configuration may be somebody else's. It cannot let code run: ``trust_remote_code`` and ``trust_games`` count on the command
-line only. A name of code (``package.module:Class``, a module to import), of a variable that holds a key, or of a Ray cluster
-counts only where the command line says it, too; but algorithms, environments and modules of the user's own need not be said
-again.
+line only. A name of code (``package.module:Class``, a module to import), of a variable that holds a key, of a Ray cluster, of a
+service that curves are sent to, or of a server on another machine counts only where the command line says it, too; but
+algorithms, environments and modules of the user's own need not be said again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from algorithms.cli import output, presets
 from algorithms.cli.settings import SettingsAction, merged, nested
 
 #: A run's configuration in its folder.
 FILE = "config.yaml"
+#: Options that a configuration neither has nor is written with: they are about one command.
+_NOT_IN_FILES = ("config", "preset", "resume", "json")
 #: Settings that let files of other people run code; they are neither read from a configuration nor written into one.
 GRANTS = ("trust_remote_code", "trust_games")
 # A larger file is not a list of options.
@@ -32,6 +35,9 @@ _MAX_BYTES = 200_000
 _MAX_DEPTH = 30
 # "package.module:Name", or "module:Env-v0"; names such as "prm:model" are those of rewards, not of modules.
 _CODE = re.compile(r"(?!(?:prm|reference|implicit|judge|openai):)[A-Za-z_][\w.]*:[A-Za-z_][\w.-]*")
+# What a player or a judge on a server is called: it is sent texts of games, and the key.
+_SERVER = re.compile(r"(?:openai|judge):(\S+)")
+_THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _OWN_IDS = frozenset(f"agentprm_gym:{name}-v0" for name in ("ALFWorld", "ALFWorldPRM", "TextWorld", "TextWorldPRM"))
 
 
@@ -100,23 +106,10 @@ def read_config(verb: argparse.ArgumentParser, path: Path, words: Sequence[str] 
         ValueError: the file is not a YAML mapping, an option is unknown, a value is wrong, or the file would let code run
             that the command line does not name.
     """
-    import yaml
-
     from agentprm_gym.checks import check_choice
 
-    if not path.is_file():
-        raise FileNotFoundError(f"--config: no file {str(path)!r}")
-    if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"--config: expected {path} to be a list of options, got {path.stat().st_size:,} bytes")
-    try:
-        text = path.read_text(encoding="utf-8")
-        _check_yaml(text, path)
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"--config: {path} is not YAML in UTF-8: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"--config: expected {path} to hold options such as 'algo: ppo', got {type(config).__name__}")
-    options = {name: action for name, action in options_of(verb).items() if name not in ("config", "preset", "resume")}
+    config = read_mapping(path, "--config", "options such as 'algo: ppo'")
+    options = {name: action for name, action in options_of(verb).items() if name not in _NOT_IN_FILES}
     values = {}
     for key, value in config.items():
         name = str(key).replace("-", "_")
@@ -127,11 +120,40 @@ def read_config(verb: argparse.ArgumentParser, path: Path, words: Sequence[str] 
                 values[action.dest] = _read(action, value)
         except (argparse.ArgumentTypeError, ValueError) as error:
             raise ValueError(f"--config: {path}: {name} (--{name.replace('_', '-')}): {error}") from None
-    _check_harmless(values, path, words)
+    check_harmless(values, path, words)
     return values
 
 
-def _check_yaml(text: str, path: Path) -> None:
+def read_mapping(path: Path, option: str, what: str) -> dict[Any, Any]:
+    """Read a YAML file of somebody, which holds a mapping.
+
+    Args:
+        path: the file, in UTF-8.
+        option: where it was named, for messages.
+        what: what it should hold, for messages.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is too large, not YAML, or no mapping; or it uses aliases, or is nested deeply.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}: no file {str(path)!r}")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{option}: expected {path} to be a list of options, got {path.stat().st_size:,} bytes")
+    try:
+        text = path.read_text(encoding="utf-8")
+        _check_yaml(text, path, option)
+        read = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{option}: {path} is not YAML in UTF-8: {error}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{option}: expected {path} to hold {what}, got {type(read).__name__}")
+    return read
+
+
+def _check_yaml(text: str, path: Path, option: str) -> None:
     """Refuse YAML that stands for more than fits into memory, or takes minutes to read.
 
     Raises:
@@ -142,16 +164,21 @@ def _check_yaml(text: str, path: Path) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"--config: {path} uses YAML's aliases (*name), which are not read: write the values out")
+            raise ValueError(f"{option}: {path} uses YAML's aliases (*name), which are not read: write the values out")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > _MAX_DEPTH:
             raise ValueError(
-                f"--config: expected options in {path}, got YAML that is nested more than {_MAX_DEPTH} deep"
+                f"{option}: expected options in {path}, got YAML that is nested more than {_MAX_DEPTH} deep"
             )
 
 
-def _check_harmless(values: Mapping[str, Any], path: Path, words: Sequence[str]) -> None:
-    """Refuse a configuration that lets code run, or sends a key, without the command line.
+def check_harmless(values: Mapping[str, Any], path: Path, words: Sequence[str]) -> None:
+    """Refuse a configuration that lets code run, or sends a key or data to others, without the command line.
+
+    Args:
+        values: what the file holds, by the options' destinations.
+        path: the file.
+        words: the command line.
 
     Raises:
         ValueError: it does; the message says what to write on the command line.
@@ -164,10 +191,14 @@ def _check_harmless(values: Mapping[str, Any], path: Path, words: Sequence[str])
             f"file, and write {how} on the command line if you trust them"
         )
     for option, name in _named(values, path.parent):
-        if not any(name in word for word in words):
+        # The name of a service is a short word, which a path may hold.
+        said = (
+            name in words or f"{option}={name}" in words if option == "--log" else any(name in word for word in words)
+        )
+        if not said:
             raise ValueError(
-                f"--config: {path} names {name!r} ({option}), which would run code or send a key: if you trust the file, "
-                f"say it on the command line, too: {option} {name}"
+                f"--config: {path} names {name!r} ({option}), which would run code, or send a key or data to others: if you "
+                f"trust the file, say it on the command line, too: {option} {name}"
             )
 
 
@@ -195,12 +226,26 @@ def _named(values: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]
             names = [str(value)]
         elif key == "ray":  # a cluster can let code run here, as this command does there
             names = [] if value == "local" else [str(value)]
+        elif key == "log":
+            names = [str(name) for name in value]
         elif key == "modules":
             names = [str(name) for name in value if _is_foreign(str(name), folder)]
         else:
             names = [text for text in _texts(value) if _CODE.fullmatch(text) and text not in _OWN_IDS]
             names = [name for name in names if key not in ("algo", "env") or _is_foreign(name, folder)]
+            names += [text for text in _texts(value) if _is_elsewhere(text)]
         yield from ((option, name) for name in names)
+
+
+def _is_elsewhere(text: str) -> bool:
+    """Whether a text is the name of a server on another machine."""
+    found = _SERVER.fullmatch(text)
+    if found is None:
+        return False
+    try:
+        return urlsplit(found[1].partition("@")[2] or found[1]).hostname not in _THIS_MACHINE
+    except ValueError:  # an address that nobody can read is not this machine's
+        return True
 
 
 def _is_foreign(name: str, folder: Path) -> bool:
@@ -291,7 +336,7 @@ def _with_resume(
     if getattr(args, "model", None) is not None:
         args.policy, args.model = args.model, None
     for name, action in options_of(verb).items():
-        if name in (*rules.may_change, "resume", "preset"):
+        if name in (*rules.may_change, *_NOT_IN_FILES):
             continue
         if name in GRANTS:
             continue
@@ -324,7 +369,7 @@ def write_config(
 
     values = {**vars(args), **other}
     options = {name: without_grants(values.get(action.dest)) for name, action in options_of(verb).items()}
-    left_out = (*GRANTS, *rules.not_saved, "config", "preset", "resume", "out", "overwrite")
+    left_out = (*GRANTS, *rules.not_saved, *_NOT_IN_FILES, "out", "overwrite")
     # A 0 is an answer: --temperature 0 is another evaluation than the default.
     config = {
         name: value

@@ -68,6 +68,7 @@ def add_parser(verbs: Any) -> None:
     )
     arguments.add_game_options(parser, "valid_seen")
     arguments.add_run_options(parser, "runs/demo")
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -251,12 +252,12 @@ def _report(args: argparse.Namespace, console: Console, results: dict[str, Seque
         soft_wrap=True,
     )
     source = {"source": games.source, "split": args.split, "content_hash": games.content_hash}
-    output.write_json(
-        args.out / "result.json", {**output.provenance(), "seed": args.seed, "games": source, "rows": rows}
-    )
+    result = {**output.provenance(), "seed": args.seed, "games": source, "rows": rows}
+    output.write_json(args.out / "result.json", result)
     out, tb, model = (escape(str(args.out / name)) for name in ("", "tb", "agentprm.zip"))
     console.print(
         f"everything is in [bold]{out}[/]; curves: make tensorboard, or tensorboard --logdir {tb}\n"
         f"watch it play: agentprm play --policy {model}",
         soft_wrap=True,
     )
+    output.show_json(args, result)

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from agentprm_gym.experts.demos import EXPERTS, demonstrations
 from agentprm_gym.games.listing import find_games
-from algorithms.cli import arguments, progress
+from algorithms.cli import arguments, output, progress
 from algorithms.common.shell.folders import check_file
 
 
@@ -57,6 +57,7 @@ def add_parser(verbs: Any) -> None:
         help="where to write them: JSON Lines, one episode a line, gzipped if the name ends in .gz",
     )
     group.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -92,4 +93,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if len(episodes) < (args.n or len(games)):
         console.print(f"the expert wins no more than {len(episodes)} of these {len(games)} games")
+    told = {"file": str(args.out), "episodes": len(episodes), "turns": n_turns, "games": games.source}
+    output.show_json(args, {**told, "split": games.split, "content_hash": games.content_hash})
     return 0

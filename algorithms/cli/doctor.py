@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -25,8 +24,13 @@ _EXTRAS = {
     "pyarrow": ("parquet files of export-data", "data"),
     "openenv-core": ("agentprm serve", "openenv"),
     "trl": ("agentprm_gym.integrations: TRL", "trl"),
-    "ray": ("RayWorkers", "ray"),
+    "ray": ("RayWorkers, train --ray", "ray"),
+    "gguf": ("models in GGUF files, smollm2-135m", "gguf"),
     "bitsandbytes": ("quantized base models", "quantized"),
+    "wandb": ("train --log wandb", "wandb"),
+    "trackio": ("train --log trackio", "trackio"),
+    "mlflow-skinny": ("train --log mlflow", "mlflow"),
+    "optuna": ("agentprm sweep", "sweep"),
 }
 #: Files of the user's that would hide a package when Python runs in their folder.
 _HIDING = ("algorithms.py", "agentprm_gym.py", "benchmarks.py", "gymnasium.py", "torch.py")
@@ -58,7 +62,7 @@ def add_parser(verbs: Any) -> None:
         description="Looks at versions, devices, games and models, plays a game for a moment, and asks servers whether "
         "they are there. The status is 1 where something does not work.",
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    arguments.add_json_option(parser)
     parser.add_argument(
         "--server",
         nargs="+",
@@ -73,7 +77,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Look around and report."""
     found = [*_packages(), *_machine(), *_games(), *_models(), *_folder(), *map(_server, args.server)]
     if args.json:
-        sys.stdout.write(json.dumps([one._asdict() for one in found], indent=1) + "\n")
+        output.show_json(args, [one._asdict() for one in found])
     else:
         table = Table()
         for name in ("", "", "found"):

@@ -119,6 +119,7 @@ def add_parser(verbs: Any) -> None:
     arguments.add_env_options(parser)
     arguments.add_run_options(parser, None, no_out="runs/eval/MODEL-SPLIT")
     arguments.add_server_options(parser)
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run, rules=RULES, parser=parser)
 
 
@@ -237,6 +238,7 @@ def _evaluate(args: argparse.Namespace, model: str, console: Console) -> None:
         for done in (args.out / folders.UNFINISHED, spent.path):
             done.unlink(missing_ok=True)
     console.print(f"episodes and result in [bold]{escape(str(args.out))}[/]")
+    output.show_json(args, json.loads((args.out / _RESULT).read_text(encoding="utf-8")))
 
 
 def _tell(result: dict[str, Any], rows: Sequence[Rate], total: dict[str, Any], console: Console) -> None:

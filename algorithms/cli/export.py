@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import arguments
+from algorithms.cli import arguments, output
 from algorithms.common.shell.folders import check_folder, saved_model
 
 #: What each adapter can become; the first is what happens without ``--as``.
@@ -37,6 +37,7 @@ def add_parser(verbs: Any) -> None:
         choices=("peft", "classifier", "merged"),
         help="format (default: peft for the policy, classifier for the prm)",
     )
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.print(
         f"{args.adapter} of {escape(args.save)} as {chosen} in [bold]{escape(str(args.out))}[/]", soft_wrap=True
     )
+    output.show_json(args, {"folder": str(args.out), "adapter": args.adapter, "format": chosen})
     return 0
 
 

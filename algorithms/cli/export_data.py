@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import arguments
+from algorithms.cli import arguments, output
 from algorithms.common.shell.folders import check_file
 
 #: As ``algorithms.export_data.FORMATS``, which loads torch.
@@ -66,6 +66,7 @@ def add_parser(verbs: Any) -> None:
         metavar="SOURCE",
         help="where the games are, for --q-star, and for --back of conversations",
     )
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.print(
         f"wrote {n} rows ({args.to}) of {len(episodes)} episodes to [bold]{escape(str(args.out))}[/]", soft_wrap=True
     )
+    output.show_json(args, {"file": str(args.out), "to": args.to, "rows": n, "episodes": len(episodes)})
     return 0
 
 
@@ -118,4 +120,5 @@ def _back(args: argparse.Namespace, console: Console) -> int:
     episodes = data.episodes_of_chats(rows, games=args.games) if is_chat else data.episodes_of_rows(rows)
     n = write_episodes(args.out, episodes)
     console.print(f"wrote {n} episodes to [bold]{escape(str(args.out))}[/]", soft_wrap=True)
+    output.show_json(args, {"file": str(args.out), "to": "episodes", "episodes": n})
     return 0

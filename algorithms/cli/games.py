@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from rich.table import Table
 from agentprm_gym.games import SPLITS, TASK_TYPES, DataNotFoundError, GameList, find_games
 from agentprm_gym.games.generation.knobs import ROOMS, read_generator_kwargs
 from agentprm_gym.games.generation.writing import write_games
-from algorithms.cli import arguments, progress
+from algorithms.cli import arguments, output, progress
 from algorithms.common.shell.folders import check_folder
 
 #: Enough of a hash to tell two sets of games apart at a glance.
@@ -44,7 +43,7 @@ def add_parser(verbs: Any) -> None:
     arguments.add_game_options(parser, None, no_split="all of them; generate: train")
     listing = parser.add_argument_group("list")
     listing.add_argument("--list", action="store_true", dest="ids", help="print the games' ids, one on each line")
-    listing.add_argument("--json", action="store_true", help="print source, counts and hash of each split as JSON")
+    arguments.add_json_option(parser)
     listing.add_argument("--check", action="store_true", help="read every game and name those that cannot be played")
     generate = parser.add_argument_group("generate")
     generate.add_argument("--n", type=arguments.positive, default=1000, metavar="N", help="how many games")
@@ -86,14 +85,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.what == "generate":
         return _generate(args, console)
     found = _find(args)
+    if args.ids and args.json:
+        output.show_json(args, {games.split: list(games.game_ids) for games in found})
+        return 0
     if args.ids:
         for games in found:
             sys.stdout.writelines(f"{game_id}\n" for game_id in games.game_ids)
         return 0
     if args.check:
-        return _check(found, console)
+        return _check(args, found, console)
     if args.json:
-        sys.stdout.write(json.dumps([_row(games) for games in found], indent=1) + "\n")
+        output.show_json(args, [_row(games) for games in found])
         return 0
     console.print(_table(found))
     if args.games == "auto" and any(games.source == "generated" for games in found):
@@ -147,7 +149,7 @@ def _table(found: list[GameList]) -> Table:
     return table
 
 
-def _check(found: list[GameList], console: Console) -> int:
+def _check(args: argparse.Namespace, found: list[GameList], console: Console) -> int:
     """Parse every game; the status is 1 if some cannot be played."""
     n_bad = 0
     with progress.progress(console) as bars:
@@ -160,6 +162,8 @@ def _check(found: list[GameList], console: Console) -> int:
                 console.print(f"  [red]bad:[/] {escape(error)}", highlight=False, soft_wrap=True)
             n_bad += len(games.bad_games)
     console.print("all games can be played" if not n_bad else f"{n_bad} games cannot be played")
+    bad = {games.split: [str(error) for error in games.bad_games.values()] for games in found}
+    output.show_json(args, [{**_row(games), "bad": bad[games.split]} for games in found])
     return 1 if n_bad else 0
 
 
@@ -186,4 +190,5 @@ def _generate(args: argparse.Namespace, console: Console) -> int:
         highlight=False,
     )
     console.print(f"Play them: agentprm play --games {escape(str(args.out))} --split {split}", highlight=False)
+    output.show_json(args, {"folder": str(args.out), "split": split, "games": args.n, "new": n_new})
     return 0

@@ -17,6 +17,7 @@ from agentprm_gym.envs.workers import WorkerError
 from algorithms.cli import (
     bench,
     compare,
+    completion,
     configuration,
     demo,
     demos,
@@ -31,6 +32,7 @@ from algorithms.cli import (
     push,
     report,
     serve,
+    sweep,
     train,
 )
 from algorithms.common.shell.errors import DivergedError
@@ -73,6 +75,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
     for module in (
         demo,
         train,
+        sweep,
         evaluate,
         compare,
         report,
@@ -86,6 +89,7 @@ def build_parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.Argum
         push,
         serve,
         doctor,
+        completion,
     ):
         module.add_parser(verbs)
     return parser, verbs.choices
@@ -116,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     # Tables must not be folded to 80 columns where the output goes to a file.
-    console = output.console(width=None if sys.stdout.isatty() else 120)
+    width = None if sys.stdout.isatty() else 120
+    console = output.console(stderr=getattr(args, "json", False), width=width)
     output.show_warnings_plainly()
     try:
         if hasattr(args, "rules"):

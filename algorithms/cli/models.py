@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
 from rich.console import Console
@@ -12,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agentprm_gym.llm.aliases import list_models
-from algorithms.cli import arguments
+from algorithms.cli import arguments, output
 
 
 def add_parser(verbs: Any) -> None:
@@ -24,7 +22,7 @@ def add_parser(verbs: Any) -> None:
         description="Prints the names that --policy takes beside folders, GGUF files and hub ids: where each model comes from, "
         "its licence, how many parameters it has, whether it is installed here, and the command that installs it.",
     )
-    parser.add_argument("--json", action="store_true", help="print the same as JSON")
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -32,7 +30,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """List the models."""
     rows = list_models()
     if args.json:
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        output.show_json(args, rows)
         return 0
     table = Table()
     for name in ("name", "model", "from", "licence"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import platform
@@ -63,6 +64,17 @@ def show_warnings_plainly() -> None:
 
     formatted.is_plain = True  # type: ignore[attr-defined]
     warnings.formatwarning = formatted
+
+
+def show_json(args: argparse.Namespace, data: Any) -> None:
+    """Print a verb's result as JSON on standard output, where ``--json`` asks for it.
+
+    Args:
+        args: the options; those of a verb that a caller runs without a parser may lack ``json``.
+        data: JSON types.
+    """
+    if getattr(args, "json", False):
+        sys.stdout.write(json.dumps(data, indent=1) + "\n")
 
 
 # ---------------------------------------------------------------------- tables

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from algorithms.cli import arguments
+from algorithms.cli import arguments, output
 from algorithms.common.shell import folders
 
 _PANEL = ".jsonl.gz"
@@ -24,10 +24,10 @@ def add_parser(verbs: Any) -> None:
         verbs,
         "push",
         help="upload a policy, a process reward model or a panel to the Hugging Face hub",
-        description="Upload a save's policy or process reward model, or a benchmark panel, to the Hugging Face hub, with a card "
-        "that is generated from results of 'agentprm eval' and 'agentprm bench'. The account is the one of 'hf auth login' or "
-        "HF_TOKEN. 'hub:USER/NAME' stands for the model wherever a save can be named. --folder writes the repository's folder "
-        "without a network.",
+        description="Upload a save's policy or process reward model, or a benchmark panel, to the Hugging Face hub, with a "
+        "card that is generated from results of 'agentprm eval' and 'agentprm bench'. The account is the one of 'hf auth "
+        "login' or HF_TOKEN. 'hub:USER/NAME' stands for the model wherever a save can be named. --folder writes the "
+        "repository's folder without a network.",
     )
     parser.add_argument(
         "what",
@@ -63,6 +63,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--games", default="alfworld", metavar="SOURCE", help="where ALFWorld's games are, for a panel without texts"
     )
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -93,7 +94,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             _write_panel(args, folder)
         else:
             _write_model(args, folder)
-        files = ", ".join(sorted(path.name for path in folder.iterdir()))
+        names = sorted(path.name for path in folder.iterdir())
+        files, url = ", ".join(names), None
         if args.folder is not None:
             console.print(f"[bold]{escape(str(folder))}[/]: {escape(files)}", soft_wrap=True)
         if args.to is not None:
@@ -104,6 +106,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             if args.adapter == "prm":
                 use = f"agentprm bench prm:hub:{args.to}"
             console.print(f"next: {escape(use)}", soft_wrap=True)
+        kept = None if args.folder is None else str(args.folder)
+        output.show_json(args, {"files": names, "folder": kept, "repository": args.to, "commit": url})
     return 0
 
 

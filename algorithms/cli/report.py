@@ -52,6 +52,7 @@ def add_parser(verbs: Any) -> None:
         "played without a search",
     )
     arguments.add_base_option(parser)
+    arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -87,4 +88,5 @@ def run(args: argparse.Namespace, console: Console) -> int:
     output.write_text(args.out, page)
     size = len(page.encode()) / 1e6
     console.print(f"written to [bold]{escape(str(args.out))}[/] ({size:.1f} MB); open it in a browser", soft_wrap=True)
+    output.show_json(args, {"file": str(args.out), "bytes": len(page.encode())})
     return 0

@@ -71,7 +71,7 @@ def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     out: dict[str, Any] = {}
     for key, value in settings.items():
-        value = nested(value) if isinstance(value, Mapping) else _value(value)
+        value = nested(value) if isinstance(value, Mapping) else plain_value(value)
         *groups, name = str(key).split(".")
         one: dict[str, Any] = {name: value}
         for group in reversed(groups):
@@ -89,8 +89,12 @@ def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any
     return out
 
 
-def _value(value: Any) -> Any:
-    """A value: JSON where a text is JSON (YAML takes 1e-3 for a text), else as it is."""
+def plain_value(value: Any) -> Any:
+    """A value: JSON where a text is JSON (YAML takes 1e-3 for a text), else as it is.
+
+    Args:
+        value: out of a configuration, or a word of the command line.
+    """
     if not isinstance(value, str):
         return value
     if value in _PYTHON_WORDS:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from algorithms import registry
-from algorithms.cli import arguments, configuration, environments, presets, settings, workers
+from algorithms.cli import arguments, configuration, environments, output, presets, settings, workers
 from algorithms.common.shell import folders
 
 if TYPE_CHECKING:
@@ -59,6 +59,17 @@ def add_parser(verbs: Any) -> None:
         "so far in OUT/interrupted.zip. agentprm and inverseprm keep each iteration's model as OUT/iterations/1.zip, 2.zip, "
         "... 'agentprm compare' draws the curves.",
     )
+    add_options(parser, "runs/train")
+    parser.set_defaults(run=run, rules=RULES, parser=parser)
+
+
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Options of what is trained, and how.
+
+    Args:
+        parser: where to.
+        out: the default output folder.
+    """
     parser.add_argument(
         "--algo",
         metavar="NAME",
@@ -138,9 +149,9 @@ def add_parser(verbs: Any) -> None:
     arguments.add_game_options(parser, "train")
     arguments.add_trust_option(parser)
     arguments.add_env_options(parser)
-    arguments.add_run_options(parser, "runs/train")
+    arguments.add_run_options(parser, out)
     workers.add_options(parser)
-    parser.set_defaults(run=run, rules=RULES, parser=parser)
+    arguments.add_json_option(parser)
 
 
 def add_amounts(parser: argparse.ArgumentParser) -> None:
@@ -203,7 +214,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ValueError: a setting or an option is not one of the algorithm's, or the algorithm is unknown.
     """
     if args.preset == presets.LIST:
-        _list_presets(console)
+        _list_presets(args, console)
         return 0
     check_options(args)
     algorithm = registry.find_algorithm(args.algo)
@@ -227,14 +238,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     with folders.locked(args.out):
         _train_all(args, algorithm, runs, console)
+    output.show_json(args, [{"seed": seed, "model": str(folder / folders.MODEL)} for seed, folder in runs])
     return 0
 
 
-def _list_presets(console: Console) -> None:
+def _list_presets(args: argparse.Namespace, console: Console) -> None:
     """Say what each preset is for, and where its file is."""
     for name in presets.names():
         console.print(f"[bold]{name}[/]  {escape(presets.purpose(name))}", highlight=False, soft_wrap=True)
     console.print(f"files: {escape(str(presets.path_of(presets.names()[0]).parent))}", highlight=False, soft_wrap=True)
+    found = [{"name": n, "purpose": presets.purpose(n), "file": str(presets.path_of(n))} for n in presets.names()]
+    output.show_json(args, found)
 
 
 def check_options(args: argparse.Namespace) -> None:

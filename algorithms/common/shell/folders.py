@@ -19,6 +19,8 @@ from agentprm_gym.llm.aliases import is_gguf
 MODEL, INTERRUPTED = "model.zip", "interrupted.zip"
 #: What ``agentprm eval`` writes: the episodes of a whole evaluation, and those so far.
 EPISODES, UNFINISHED = "episodes.jsonl.gz", "unfinished.jsonl.gz"
+#: What ``agentprm sweep`` keeps of its trials.
+STUDY = "study.log"
 _LOCK = ".lock"
 
 
@@ -102,9 +104,11 @@ def check_file(path: Path, option: str = "--out", *, overwrite: bool = True) -> 
 
 
 def holds(folder: Path) -> str | None:
-    """What a command left in a folder: ``"run"``, ``"seeds"``, ``"evaluation"``, ``"demo"``, or ``None``."""
+    """What a command left in a folder: ``"run"``, ``"seeds"``, ``"evaluation"``, ``"demo"``, ``"sweep"``, or ``None``."""
     if any(path.is_dir() for path in folder.glob("seed_*")):
         return "seeds"
+    if (folder / STUDY).is_file():
+        return "sweep"
     if (folder / "sft.zip").is_file():
         return "demo"
     if any((folder / name).exists() for name in (MODEL, INTERRUPTED, "resume")):
