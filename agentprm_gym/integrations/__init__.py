@@ -1,7 +1,8 @@
 """The environments in frameworks of others, one module each; a module is loaded when its names are first used.
 
 ``openenv``: a server (``pip install agentprm-gym[openenv]``). ``trl``: the household games for TRL's ``GRPOTrainer``.
-``verl_agent``: verl-agent's ALFWorld environments and manager on this package's engine.
+``verl_agent``: verl-agent's ALFWorld environments and manager on this package's engine. ``skyrl``: an environment of SkyRL's
+gym. ``minari``: episodes as Farama's offline data sets.
 ``household`` makes the environment that ``openenv`` and ``trl`` play in.
 """
 
@@ -11,7 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentprm_gym.integrations.minari import episodes_of_minari, save_minari
     from agentprm_gym.integrations.openenv import OpenEnvEnvironment, make_app
+    from agentprm_gym.integrations.skyrl import SkyRLHousehold, register_skyrl, skyrl_rows
     from agentprm_gym.integrations.trl import (
         TextGame,
         TextGameRollouts,
@@ -25,24 +28,34 @@ if TYPE_CHECKING:
 _HOMES = {
     "AlfworldManager": "verl_agent",
     "OpenEnvEnvironment": "openenv",
+    "SkyRLHousehold": "skyrl",
     "TextGame": "trl",
     "TextGameRollouts": "trl",
     "build_alfworld_envs": "verl_agent",
     "environment_factory": "trl",
+    "episodes_of_minari": "minari",
     "game_rows": "trl",
     "make_app": "openenv",
+    "register_skyrl": "skyrl",
+    "save_minari": "minari",
+    "skyrl_rows": "skyrl",
     "summed_rewards": "trl",
 }
 
 __all__ = [
     "AlfworldManager",
     "OpenEnvEnvironment",
+    "SkyRLHousehold",
     "TextGame",
     "TextGameRollouts",
     "build_alfworld_envs",
     "environment_factory",
+    "episodes_of_minari",
     "game_rows",
     "make_app",
+    "register_skyrl",
+    "save_minari",
+    "skyrl_rows",
     "summed_rewards",
 ]
 

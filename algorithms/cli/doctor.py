@@ -24,6 +24,8 @@ _EXTRAS = {
     "pyarrow": ("parquet files of export-data", "data"),
     "openenv-core": ("agentprm serve", "openenv"),
     "trl": ("agentprm_gym.integrations: TRL", "trl"),
+    "skyrl-gym": ("agentprm_gym.integrations: SkyRL", "skyrl"),
+    "minari": ("agentprm_gym.integrations: Minari", "minari"),
     "ray": ("RayWorkers, train --ray", "ray"),
     "gguf": ("models in GGUF files, smollm2-135m", "gguf"),
     "bitsandbytes": ("quantized base models", "quantized"),
