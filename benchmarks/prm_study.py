@@ -11,7 +11,8 @@ yet; with this one also without the policy's log-probability.
 
 Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
 as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of
-another model, is refused by name. The settings are at the top of ``benchmarks/prm_study_parts.py``.
+another model, is refused by name. Seeds and starts that the result file has from an earlier run with the same settings stay in
+it, so the study may be made seed by seed. The settings are at the top of ``benchmarks/prm_study_parts.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,25 +34,26 @@ from rich.table import Table
 
 from algorithms.cli.output import PlainConsole, provenance, write_json, write_text
 from algorithms.common.measure.comparison import mean_interval
+from benchmarks._prm_study_chart import draw
 from benchmarks.prm_study_parts import (
     BEST_OF,
     BEST_OF_LINES,
-    ITERATED,
     OTHERS,
     PARTS,
     QUICK,
     QUICK_GAMES,
     QUICK_START,
     STARTS,
-    TITLES,
     Condition,
     Floats,
     Settings,
     Study,
     conditions,
     lines,
+    pair_title,
     parts_of,
     policies,
+    policy_title,
     read_row,
 )
 
@@ -145,7 +147,7 @@ GOALS = {
 }
 
 
-def goals(rows: Sequence[Mapping[str, Any]], study: Study, seeds: Sequence[int]) -> dict[str, float]:
+def goals(rows: Sequence[Mapping[str, Any]], study: Study, pairs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Goals of the study from each start, in points, with the lower end of the 95 % interval over seeds as ``<key>_low``.
 
     ``pair_gain`` is of pairs of commands in the right order, by ``fair`` labels: the PRM that was fitted to the start's
@@ -155,8 +157,7 @@ def goals(rows: Sequence[Mapping[str, Any]], study: Study, seeds: Sequence[int])
     for start in study.settings:
         success = by_condition(rows, start)
         found = {key: success[a] - success[b] for key, (a, b) in GOALS.items() if a in success and b in success}
-        pairs = [study.pair_accuracy(start, seed) for seed in seeds]
-        found["pair_gain"] = np.array([pair["prm"] - pair["sft"] for pair in pairs])
+        found["pair_gain"] = np.array([pair["prm"] - pair["sft"] for pair in pairs if pair["start"] == start])
         for key, values in found.items():
             mean, half = mean_interval(100 * values)
             for name in (f"sft{start}_{key}", *([key] if start == MAIN_START else [])):
@@ -173,12 +174,6 @@ def _cell(figures: Mapping[str, float], name: str, sign: str = "") -> str:
         return ""
     half = figures.get(f"{name}_half_interval")
     return f"{100 * figures[name]:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
-
-
-def _title(policy: str) -> str:
-    """A policy's name for people."""
-    name, _, iteration = policy.rpartition("_")
-    return TITLES[policy] if policy in TITLES else f"{ITERATED[name]}, iteration {iteration}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,11 +205,12 @@ class Figures:
         return "\n".join([*lines[:3], "|---" * len(self.columns) + "|", *lines[3:]]) + "\n"
 
 
-def tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> list[Figures]:
-    """Three tables a start: the policies, best-of-N, and what training took."""
+def tables(figures: Mapping[str, float], study: Study, n_seeds: Mapping[int, int]) -> list[Figures]:
+    """Three tables a start: the policies, best-of-N, and what training took; ``n_seeds`` are the seeds of each start."""
     out = []
     for start, settings in study.settings.items():
-        intervals = f"{n_seeds} seeds, 95 % intervals over these" if n_seeds > 1 else "1 seed"
+        n = n_seeds[start]
+        intervals = f"{n} seeds, 95 % intervals over these" if n > 1 else "1 seed"
         how = f"SFT on {start} demonstrations, {intervals}"
         columns = {
             "success %": ("_success", ""),
@@ -229,10 +225,10 @@ def tables(figures: Mapping[str, float], study: Study, n_seeds: int) -> list[Fig
         for policy in policies(settings):
             key = f"sft{start}_{policy}"
             cells = [_cell(figures, key + figure, sign) for figure, sign in columns.values()]
-            rows.append([_title(policy), *cells, f"{figures[f'{key}_mean_steps']:.1f}"])
+            rows.append([policy_title(policy), *cells, f"{figures[f'{key}_mean_steps']:.1f}"])
         out.append(Figures(f"success % on valid_seen, sampled; {how}", ["policy", *columns, "mean steps"], rows))
         rows = [
-            [_pair_title(*pair), *(_cell(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of)]
+            [pair_title(*pair), *(_cell(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of)]
             for line, pair in lines(settings).items()
         ]
         columns_n = ["policy, PRM", *map(str, study.best_of)]
@@ -263,81 +259,102 @@ def goal_table(figures: Mapping[str, float], study: Study) -> Figures:
     return Figures("in points, seed by seed; from: lower end of the 95 % interval", columns, rows)
 
 
-def _pair_title(policy: str, prm: str, weight: float) -> str:
-    """A policy, the PRM that chooses for it, and what the policy's own opinion counts."""
-    which = "its PRM" if policy == prm else f"PRM of iteration {prm.rpartition('_')[2]}"
-    return f"{_title(policy)}, {which}" + (f" + {weight:g} log pi" if weight else " alone")
+@dataclass(slots=True)
+class Measured:
+    """What was measured, in rows that each tell their ``start`` and ``seed``.
+
+    Attributes:
+        rows: of each condition.
+        cost: of each part: what its training took.
+        pairs: of each start and seed: shares of pairs of commands in the right order.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    cost: list[dict[str, Any]] = field(default_factory=list)
+    pairs: list[dict[str, Any]] = field(default_factory=list)
+
+    def sort(self, starts: Sequence[int]) -> None:
+        """Put the rows in order: of starts, then of seeds."""
+        for rows in (self.rows, self.cost, self.pairs):
+            rows.sort(key=lambda row: (starts.index(row["start"]), row["seed"]))
+
+    def seeds(self, start: int) -> list[int]:
+        """Seeds that were measured from a start, sorted."""
+        return sorted(row["seed"] for row in self.pairs if row["start"] == start)
 
 
-def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
-    """Two panels a start: success over iterations, and best-of-N."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot as plt
-
-    n_starts = len(study.settings)
-    chart, panels = plt.subplots(
-        n_starts, 2, figsize=(12.5, 4.4 * n_starts), squeeze=False, layout="constrained", dpi=130
-    )
-
-    def plot(panel: Any, label: str, points: Mapping[float, str], **how: Any) -> None:
-        heights = [100 * figures[name] for name in points.values()]
-        halves = [100 * figures.get(f"{name}_half_interval", 0.0) for name in points.values()]
-        panel.errorbar(list(points), heights, yerr=halves, label=label, capsize=3, marker="o", markersize=4, **how)
-
-    for (start, settings), (left, right) in zip(study.settings.items(), panels, strict=True):
-        key = f"sft{start}_{{}}_success"
-        last = settings.agentprm_iterations
-        for i, (name, label) in enumerate(ITERATED.items()):
-            n = getattr(settings, f"{name}_iterations")
-            if not n:
-                continue
-            # Beside each other, so that intervals can be told apart; the start is common to all.
-            points = {0.0: key.format("sft")} | {k + 0.04 * i: key.format(f"{name}_{k}") for k in range(1, n + 1)}
-            plot(left, label, points, color=f"C{i}")
-        for i, name in enumerate(("rft", "grpo", "grpo_minutes")):
-            # Of these only the end was measured, where its budget is that of all iterations.
-            points = {0.0: key.format("sft"), last + 0.06 * (i + 1): key.format(name)}
-            plot(left, TITLES[name], points, color=f"C{len(ITERATED) + i}", linestyle=":")
-        left.set_xticks(range(last + 1), ["SFT", *map(str, range(1, last + 1))])
-        left.set_xlabel("iteration")
-        for i, (line, pair) in enumerate(lines(settings).items()):
-            curve = {float(n): f"sft{start}_best_of_{n}_{line}" for n in study.best_of}
-            plot(right, _pair_title(*pair), curve, color=f"C{len(ITERATED) + 2 + i}")
-        right.set_xscale("log", base=2)
-        right.set_xticks(study.best_of, list(map(str, study.best_of)))
-        right.set_xlabel("N of best-of-N")
-        for panel in (left, right):
-            panel.set_ylabel("success % on valid_seen")
-            panel.set_title(f"from SFT on {start} demonstrations", fontsize="medium")
-            panel.grid(alpha=0.25)
-            panel.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chart.savefig(path)
-    plt.close(chart)
-
-
-def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = False) -> None:
-    """Print the tables, and write the JSON, and the tables and the chart beside it."""
-    seeds = sorted(set(seeds))
-    rows = seed_rows(study, seeds)
-    figures = figures_of(rows, study) | goals(rows, study, seeds)
-    cost: list[dict[str, Any]] = []
+def measured_now(study: Study, seeds: Sequence[int]) -> Measured:
+    """What lies in the study's folders."""
+    found = Measured(seed_rows(study, seeds))
     for start, seed in itertools.product(study.settings, seeds):
+        here = {"start": start, "seed": seed}
+        found.pairs.append({**here, **study.pair_accuracy(start, seed)})
         for part in parts_of(study.settings[start]):
             steps, minutes = study.spent(start, seed, part)
             commit = json.loads((study.part(start, seed, part) / "settings.json").read_text())["commit"]
-            of_part = {"start": start, "seed": seed, "part": part, "commit": commit}
-            cost.append({**of_part, "steps": steps, "minutes": minutes})
+            found.cost.append({**here, "part": part, "commit": commit, "steps": steps, "minutes": minutes})
             if part == "agentprm":
-                cost[-1]["kept_iteration"] = study.kept(start, seed)
-        for part in parts_of(study.settings[start]):
-            spent = [x for x in cost if (x["start"], x["part"]) == (start, part)]
+                found.cost[-1]["kept_iteration"] = study.kept(start, seed)
+    return found
+
+
+def measured_before(path: Path, study: Study, games: object, now: Measured) -> tuple[dict[int, Settings], Measured]:
+    """What an earlier run wrote of other seeds and starts, with the same settings and games.
+
+    Args:
+        path: its result file; there may be none.
+        study: what is measured now.
+        games: the evaluation games.
+        now: what was measured now, which replaces what was measured before.
+
+    Returns:
+        Settings of the starts of which something is taken, and what is taken.
+    """
+    kept = Measured()
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        same = before["games"] == games and before["settings"]["max_games"] == study.max_games
+        same = same and before["settings"]["best_of"] == list(study.best_of)
+        theirs, parts = before["settings"]["starts"], {name: before[name] for name in ("rows", "cost", "pairs")}
+    except (FileNotFoundError, KeyError):
+        return {}, kept
+    ours = {start: study.settings.get(start) or STARTS.get(start, OTHERS) for start in map(int, theirs)}
+    plain = {start: json.loads(json.dumps(dataclasses.asdict(settings))) for start, settings in ours.items()}
+    taken = {start: ours[start] for start in ours if same and theirs[str(start)] == plain[start]}
+    replaced = {(row["start"], row["seed"]) for row in now.pairs}
+    for name, rows in parts.items():
+        wanted = (row for row in rows if row["start"] in taken and (row["start"], row["seed"]) not in replaced)
+        getattr(kept, name).extend(wanted)
+    left = {row["start"] for row in kept.pairs}
+    dropped = {(row["start"], row["seed"]) for row in parts["pairs"] if row["start"] not in taken} - replaced
+    for start, seed in sorted(dropped):
+        print(f"{path.name}: SFT on {start}, seed {seed} was measured with other settings or games and is dropped")
+    return {start: settings for start, settings in taken.items() if start in left}, kept
+
+
+def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = False) -> None:
+    """Print the tables, and write the JSON, and the tables and the chart beside it.
+
+    Other seeds and starts that the file has already, measured with the same settings and games, stay in it: so a study may be
+    run seed by seed. Each row of ``cost`` tells at which commit it was made.
+    """
+    found = measured_now(study, sorted(set(seeds)))
+    some = study.evaluation(next(iter(study.settings)), seeds[0], Condition("sft", "sft"))
+    games = json.loads((some / "result.json").read_text())["games"]
+    others, before = measured_before(path, study, games, found)
+    starts = dict(sorted({**others, **study.settings}.items()))
+    study = Study(study.folder, starts, max_games=study.max_games, best_of=study.best_of)
+    for name in ("rows", "cost", "pairs"):
+        getattr(found, name).extend(getattr(before, name))
+    found.sort(list(starts))
+    figures = figures_of(found.rows, study) | goals(found.rows, study, found.pairs)
+    for start, settings in starts.items():
+        for part in parts_of(settings):
+            spent = [x for x in found.cost if (x["start"], x["part"]) == (start, part)]
             for key in ("steps", "minutes"):
                 figures[f"sft{start}_{part}_train_{key}"] = float(np.mean([x[key] for x in spent]))
-    some = study.evaluation(next(iter(study.settings)), seeds[0], Condition("sft", "sft"))
-    shown = [*tables(figures, study, len(seeds)), goal_table(figures, study)]
+    n_seeds = {start: len(found.seeds(start)) for start in starts}
+    shown = [*tables(figures, study, n_seeds), goal_table(figures, study)]
     console = PlainConsole(width=None if sys.stdout.isatty() else 190)
     for table in shown:
         table.show(console)
@@ -349,18 +366,17 @@ def report(study: Study, seeds: Sequence[int], path: Path, *, quick: bool = Fals
             "name": "prm_study",
             **provenance(),
             "date": datetime.date.today().isoformat(),
-            "seeds": seeds,
+            "seeds": sorted({seed for start in starts for seed in found.seeds(start)}),
             "quick": quick,
-            "games": json.loads((some / "result.json").read_text())["games"],
+            "games": games,
             "settings": {
-                "starts": {str(start): dataclasses.asdict(s) for start, s in study.settings.items()},
+                "starts": {str(start): dataclasses.asdict(s) for start, s in starts.items()},
                 "best_of": study.best_of,
                 "best_of_lines": BEST_OF_LINES,
                 "max_games": study.max_games,
             },
             "figures": figures,
-            "cost": cost,
-            "rows": rows,
+            **dataclasses.asdict(found),
         },
     )
     print(f"written to {path}, .md and .png")

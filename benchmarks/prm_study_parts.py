@@ -204,6 +204,18 @@ def lines(settings: Settings) -> dict[str, tuple[str, str, float]]:
     return {line: how for line, how in BEST_OF_LINES.items() if set(how[:2]) <= set(names)}
 
 
+def policy_title(policy: str) -> str:
+    """A policy's name for people."""
+    name, _, iteration = policy.rpartition("_")
+    return TITLES[policy] if policy in TITLES else f"{ITERATED[name]}, iteration {iteration}"
+
+
+def pair_title(policy: str, prm: str, weight: float) -> str:
+    """A policy, the PRM that chooses for it, and what the policy's own opinion counts, for people."""
+    which = "its PRM" if policy == prm else f"PRM of iteration {prm.rpartition('_')[2]}"
+    return f"{policy_title(policy)}, {which}" + (f" + {weight:g} log pi" if weight else " alone")
+
+
 # ---------------------------------------------------------------------- parts
 class Study:
     """Folders and commands of the study."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import prm_study, prm_study_parts
-from benchmarks.prm_study import differences, figures_of, goals, seed_rows
+from benchmarks.prm_study import Measured, differences, figures_of, goals, measured_before, seed_rows
 from benchmarks.prm_study_parts import PARTS, Condition, Settings, Study, conditions, parts_of
 
 STARTS = {20: Settings(agentprm_iterations=2, inverseprm_iterations=1), 50: Settings()}
@@ -88,9 +89,13 @@ def test_figures_are_means_and_paired_differences(study: Study) -> None:
     assert all(isinstance(value, float) for value in figures.values())
 
 
+def pairs_of(study: Study) -> list[dict[str, Any]]:
+    return [{"start": start, "seed": k, **study.pair_accuracy(start, k)} for start in study.settings for k in SEEDS]
+
+
 def test_goals_are_points_with_the_lower_end_of_their_interval(study: Study) -> None:
     rows = seed_rows(study, SEEDS)
-    found = goals(rows, study, SEEDS)
+    found = goals(rows, study, pairs_of(study))
     names = [c.name for c in conditions(STARTS[50], BEST_OF)]
     at = names.index("agentprm_3_greedy") - names.index("sft_greedy")
     assert found["sft50_agentprm_gain"] == pytest.approx(1.5 * at)
@@ -101,6 +106,30 @@ def test_goals_are_points_with_the_lower_end_of_their_interval(study: Study) -> 
     table = prm_study.goal_table(found, study)
     assert table.rows[0] == ["pair_gain", "+1.0, from -11.7", "+1.0, from -11.7"]
     assert ["best_of_8_gain", "", ""] in table.rows  # best-of-8 is not measured here
+
+
+def test_other_seeds_of_the_result_file_stay_where_settings_and_games_are_the_same(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, games = tmp_path / "prm_study.json", {"hash": "abc"}
+    now = Measured(pairs=[{"start": 20, "seed": 1}])
+    assert measured_before(path, study, games, now) == ({}, Measured())  # there is no file
+
+    def row(start: int, seed: int) -> dict[str, Any]:
+        return {"start": start, "seed": seed, "success": 0.5}
+
+    before = [row(20, 0), row(20, 1), row(50, 0), row(77, 3)]
+    asked = {str(k): dataclasses.asdict(s) for k, s in study.settings.items()}
+    asked["77"] = {**dataclasses.asdict(prm_study.OTHERS), "epochs": 1}
+    settings = {"max_games": study.max_games, "best_of": study.best_of, "starts": asked}
+    written = {"games": games, "settings": settings, "rows": before, "cost": before, "pairs": before}
+    path.write_text(json.dumps(written))
+    starts, found = measured_before(path, study, games, now)
+    assert set(starts) == {20, 50}
+    assert found.rows == found.cost == found.pairs == [row(20, 0), row(50, 0)]  # seed 1 of 20 is measured now
+    assert "SFT on 77, seed 3 was measured with other settings" in capsys.readouterr().out
+    other, _ = measured_before(path, study, {"hash": "other"}, now)
+    assert other == {}
 
 
 def test_one_seed_has_no_intervals(study: Study) -> None:
@@ -125,7 +154,7 @@ def test_seeds_stand_in_their_order() -> None:
 def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = figures_of(seed_rows(study, SEEDS), study)
     figures |= {"sft20_grpo_train_steps": 1234.0, "sft20_grpo_train_minutes": 5.0}
-    shown = prm_study.tables(figures, study, len(SEEDS))
+    shown = prm_study.tables(figures, study, dict.fromkeys(study.settings, len(SEEDS)))
     console = Console(width=200)
     for table in shown:
         table.show(console)
