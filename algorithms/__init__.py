@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from algorithms.agent_prm import AgentPRM as AgentPRM
+    from algorithms.common.acting.ranks import join as join
     from algorithms.common.acting.ray_workers import RayWorkers as RayWorkers
     from algorithms.common.acting.workers import RolloutWorkers as RolloutWorkers
     from algorithms.common.learning.on_policy import OnPolicyLLMAlgorithm as OnPolicyLLMAlgorithm
@@ -49,6 +50,7 @@ _MODULES = {
     "SFT": "algorithms.sft",
     "by_task_type": "algorithms.common.measure.evaluation",
     "evaluate": "algorithms.common.measure.evaluation",
+    "join": "algorithms.common.acting.ranks",
     "load_actor": "algorithms.common.shell.load",
     "load_policy": "algorithms.common.shell.load",
     "make_eval_env": "algorithms.common.measure.evaluation",

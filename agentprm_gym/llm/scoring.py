@@ -137,6 +137,13 @@ class TurnScore:
         """Log-probability of the response, a scalar."""
         return self.choices.sum()
 
+    def to(self, device: torch.device | str) -> TurnScore:
+        """The same on another device."""
+        parts = (self.free, self.commands, self.path, self.free_entropy)
+        free, commands, path, entropy = (None if part is None else part.to(device) for part in parts)
+        assert free is not None
+        return TurnScore(free, commands, path, entropy)
+
 
 @dataclass(slots=True)
 class _Wanted:

@@ -21,7 +21,8 @@ from algorithms.agent_prm.relative import list_loss, pairs_loss
 from algorithms.agent_prm.rollout import Experience
 from algorithms.agent_prm.target_td import progress_of
 from algorithms.agent_prm.targets import LabelledEpisode, QTable
-from algorithms.common.learning.batches import minibatches, pieces
+from algorithms.common.acting.ranks import ranks
+from algorithms.common.learning.batches import minibatches, own_pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
 
 
@@ -67,7 +68,7 @@ class FitStage(FitOptions):
                 weight = sum(visit_weight(row.count, self.count_weight) for e in batch for row in e.targets)
                 batch = sorted(batch, key=lambda e: e.targets[-1].turn)  # of similar length in a forward pass
                 batch_loss = 0.0
-                for part in pieces(batch, micro_batch_size):
+                for part in own_pieces(batch, micro_batch_size):
                     logits, targets, weights = forward(prm, part, self.count_weight)
                     tau = self.rank_scale if self.rank_loss == "list" else None
                     loss, _, _ = prm_loss(logits, targets, weights, self.rank_coef, tau)
@@ -75,6 +76,7 @@ class FitStage(FitOptions):
                         loss = loss + self.progress_coef * progress_of(part, logits, targets)
                     (loss / weight).backward()
                     batch_loss += loss.item() / weight
+                batch_loss = ranks().total(batch_loss)
                 updater.step(batch, batch_loss)
                 losses.append(batch_loss)
                 on_progress(len(losses) / n_updates)

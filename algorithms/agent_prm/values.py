@@ -18,8 +18,9 @@ from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.scoring import Responder
 from agentprm_gym.states import state_keys
 from algorithms.agent_prm.targets import turn_returns
+from algorithms.common.acting.ranks import ranks
 from algorithms.common.acting.rollouts import Rollout
-from algorithms.common.learning.batches import minibatches, pieces
+from algorithms.common.learning.batches import minibatches, own_pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
 from algorithms.common.learning.value import VALUE, ValueModel
 
@@ -115,11 +116,11 @@ def fit_value(
         for batch in (b for _ in range(options.n_epochs) for b in minibatches(data, options.batch_size, rng)):
             warm_up_and_decay(updater.optimizer, options.learning_rate, done, n_updates)
             n_turns, total = sum(len(e.turns) - first for e, first in batch), 0.0
-            for part in pieces(sorted(batch, key=lambda pair: len(pair[0].turns)), options.micro_batch_size):
+            for part in own_pieces(sorted(batch, key=lambda pair: len(pair[0].turns)), options.micro_batch_size):
                 loss = _loss(model, part, gamma) / n_turns
                 loss.backward()
                 total += loss.item()
-            updater.step([e for e, _ in batch], total)
+            updater.step([e for e, _ in batch], ranks().total(total))
             done += 1
     return model
 

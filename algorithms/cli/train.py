@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from algorithms import registry
-from algorithms.cli import arguments, configuration, environments, output, presets, settings, workers
+from algorithms.cli import arguments, configuration, environments, output, presets, processes, settings, workers
 from algorithms.common.shell import folders
 
 if TYPE_CHECKING:
@@ -222,8 +222,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     runs = [(args.seed, args.out)]
     if args.seeds is not None:
         runs = [(seed, args.out / f"seed_{seed}") for seed in range(args.seed, args.seed + args.seeds)]
-    for _, folder in runs:
+    for _, folder in runs if processes.is_main() else ():
         _check_folder(args, folder)
+    processes.join()
     from algorithms.cli import training
     from algorithms.common.shell.load import check_model
     from algorithms.common.shell.machine import check_device
@@ -236,9 +237,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ValueError(
             f"--policy {args.policy} is in a folder that --overwrite clears before the first seed: copy it somewhere else"
         )
-    with folders.locked(args.out):
-        _train_all(args, algorithm, runs, console)
-    output.show_json(args, [{"seed": seed, "model": str(folder / folders.MODEL)} for seed, folder in runs])
+    with folders.locked(args.out) if processes.is_main() else nullcontext():
+        _train_all(args, algorithm, runs, processes.heard(console))
+    if processes.is_main():
+        output.show_json(args, [{"seed": seed, "model": str(folder / folders.MODEL)} for seed, folder in runs])
     return 0
 
 
@@ -281,7 +283,7 @@ def check_options(args: argparse.Namespace) -> None:
             f"--demos is missing: the expert plays ALFWorld's games only, and --env {args.env} is another one"
         )
     folders.check_folder(args.out)
-    if args.resume is None:
+    if args.resume is None and processes.is_main():
         folders.check_holds(args.out, "run" if args.seeds is None else "seeds")
     start = folders.saved_model(args.policy)
     if start.endswith(".zip") and not Path(start).is_file():
@@ -340,7 +342,7 @@ def _train_all(
     def begin() -> None:
         """Before anything is written: clear all folders, and say what is in them from now on."""
         nonlocal begun
-        if begun:
+        if begun or not processes.is_main():
             return
         begun = True
         if args.resume is None:
@@ -353,7 +355,7 @@ def _train_all(
         if seeds is not None:
             console.print(f"seed {seed}")
         args.seed, args.out, args.seeds = seed, folder, None
-        with nullcontext() if seeds is None else folders.locked(folder):
+        with nullcontext() if seeds is None or not processes.is_main() else folders.locked(folder):
             training.train_one(args, algorithm, console, begin)
     if seeds is not None:
         console.print(f"next: agentprm compare {escape(str(args.resumed_by))}", soft_wrap=True)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from agentprm_gym.episodes import write_episodes
-from algorithms.cli import arguments, configuration, environments, output, progress, workers
+from algorithms.cli import arguments, configuration, environments, output, processes, progress, workers
 from algorithms.common.shell import folders, machine
 from algorithms.common.shell.errors import KEPT, DivergedError
 
@@ -74,7 +74,7 @@ def train_one(
         if not is_finished:
             model.workers = stack.enter_context(workers.rollout_workers(args, model))
         begin()
-        if played is not None:
+        if played is not None and processes.is_main():
             write_episodes(out / _DEMOS, played)
         if is_finished:
             limit = "iterations" if args.iterations else "epochs" if args.epochs else "timesteps"
@@ -84,11 +84,13 @@ def train_one(
             )
             venv.close()
             return
-        _write_settings(args, resumed=resumed)
-        configuration.write_config(args.parser, out, args, args.rules)
+        if processes.is_main():
+            _write_settings(args, resumed=resumed)
+            configuration.write_config(args.parser, out, args, args.rules)
         with _kept_on_error(model, args):
             in_time = _learn(args, bars, model, total, resumed=resumed)
-    model.save(out / folders.MODEL)
+    if processes.is_main():
+        model.save(out / folders.MODEL)
     model.logger.close()
     venv.close()
     if not in_time:
@@ -229,6 +231,8 @@ def _kept_on_error(model: LLMAlgorithm, args: argparse.Namespace) -> Iterator[No
     except DivergedError:
         raise  # what is learnt is worth nothing, and to go on would end there again
     except BaseException:
+        if not processes.is_main():
+            raise
         path = args.out / folders.INTERRUPTED
         with suppress(OSError, RuntimeError):  # the disk or the memory may be what is full
             model.save(path)

@@ -29,7 +29,7 @@ from agentprm_gym.llm.saving import SavedModel
 from agentprm_gym.llm.scoring import score_turns
 from algorithms.common.acting.policy import POLICY
 from algorithms.common.learning.advantages import Floats, by_group, group_advantages
-from algorithms.common.learning.batches import pieces
+from algorithms.common.learning.batches import own_pieces, pieces
 from algorithms.common.learning.clipped import Sample
 from algorithms.common.learning.optim import Updater
 from algorithms.grpo.grpo import GRPO
@@ -180,7 +180,7 @@ class IStar(GRPO):
         if not useful:
             return
         with self.lm.active(IMPLICIT, train=True):
-            for part in pieces(useful, self.micro_batch_size):
+            for part in own_pieces(useful, self.micro_batch_size):
                 sums = [torch.stack(row).sum() for row in self._summed([s for s, _ in part])]
                 torch.stack([g * x for (_, g), x in zip(part, sums, strict=True)]).sum().backward()
         self.implicit_updater.step([s for s, _ in useful])

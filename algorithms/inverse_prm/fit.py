@@ -18,7 +18,8 @@ from agentprm_gym.checks import check_fields
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.scoring import Responder, episode_log_probs, sample_commands
 from agentprm_gym.prm.model import FORMS, ProcessRewardModel
-from algorithms.common.learning.batches import pieces
+from algorithms.common.acting.ranks import ranks
+from algorithms.common.learning.batches import own_pieces, pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
 from algorithms.common.prm.options import INITS
 
@@ -256,7 +257,7 @@ def fit_inverse_prm(
             }
             batch.sort(key=lambda t: len(t.episode.turns))  # of similar length in a forward pass: little is padding
             sums = {"loss": 0.0, "right": 0.0, "expert": 0.0, "learner": 0.0}
-            for part in pieces(batch, micro_batch_size):
+            for part in own_pieces(batch, micro_batch_size):
                 rewards = implied_rewards(
                     prm, part, gamma=gamma, stop_gradient=options.stop_gradient, clip=options.logit_clip
                 )
@@ -270,6 +271,7 @@ def fit_inverse_prm(
                 loss = torch.stack(losses).sum()
                 loss.backward()
                 sums["loss"] += loss.item()
+            sums = dict(zip(sums, ranks().totals(list(sums.values())), strict=True))
             updater.step(batch, sums["loss"])
             seen.append(sums)
             on_progress((done + 1) / len(batches))

@@ -22,8 +22,9 @@ from agentprm_gym.states import state_keys
 from algorithms.agent_prm.targets import QTable
 from algorithms.common.acting.planning.situations import PolicyPrior
 from algorithms.common.acting.policy import POLICY
+from algorithms.common.acting.ranks import ranks
 from algorithms.common.acting.rollouts import Rollout
-from algorithms.common.learning.batches import minibatches, pieces
+from algorithms.common.learning.batches import minibatches, own_pieces
 from algorithms.common.learning.clipped import REFERENCE
 from algorithms.common.learning.grouped import GroupedLLMAlgorithm, Played, check_group_size
 from algorithms.common.prm.objectives.online_dpo import dpo_loss
@@ -196,7 +197,9 @@ class OnlineDPO(GroupedLLMAlgorithm):
         for _ in range(self.n_epochs):
             for batch in minibatches(pairs, self.batch_size, rng):
                 losses.append(
-                    sum(self.add_gradients(piece, len(batch)) for piece in pieces(batch, self.micro_batch_size))
+                    ranks().total(
+                        sum(self.add_gradients(piece, len(batch)) for piece in own_pieces(batch, self.micro_batch_size))
+                    )
                 )
                 self.updater.step([pair.played for pair in batch], losses[-1])
                 self._n_updates += 1

@@ -20,7 +20,7 @@ from agentprm_gym.checks import check_bool, check_float
 from agentprm_gym.llm.model import on_cpu
 from agentprm_gym.llm.saving import SavedModel
 from algorithms.common.learning.advantages import gae
-from algorithms.common.learning.batches import pieces
+from algorithms.common.learning.batches import own_pieces
 from algorithms.common.learning.clipped import Sample
 from algorithms.common.learning.on_policy import OnPolicyLLMAlgorithm
 from algorithms.common.learning.value import VALUE, ValueModel
@@ -192,7 +192,7 @@ class PPO(OnPolicyLLMAlgorithm):
         if self.value is None:
             return
         with self.lm.active(VALUE, train=True):
-            for piece in pieces(batch, self.micro_batch_size):
+            for piece in own_pieces(batch, self.micro_batch_size):
                 (self.vf_coef * self.value_loss_sum(piece) / n_turns).backward()
 
     def value_loss_sum(self, batch: Sequence[Sample]) -> torch.Tensor:

@@ -19,7 +19,8 @@ from agentprm_gym.llm.scoring import score_turns
 from agentprm_gym.prm import ProcessRewardModel, load_prm
 from agentprm_gym.rewards import EPISODE_SCORES, rank_episodes
 from algorithms.common.acting.policy import POLICY
-from algorithms.common.learning.batches import minibatches, pieces
+from algorithms.common.acting.ranks import ranks
+from algorithms.common.learning.batches import minibatches, own_pieces
 from algorithms.common.learning.grouped import GroupedLLMAlgorithm, Played
 
 
@@ -151,11 +152,12 @@ class RFT(GroupedLLMAlgorithm):
         n_turns = sum(len(one.episode.turns) - one.rollout.n_history for one in batch)
         total = 0.0
         with self.lm.active(POLICY, train=True, dropout=True):
-            for piece in pieces(batch, self.micro_batch_size):
+            for piece in own_pieces(batch, self.micro_batch_size):
                 loss = self.loss_sum(piece) / n_turns
                 loss.backward()
                 total += float(loss.detach())
         self._n_updates += 1
+        total = ranks().total(total)
         return total, self.updater.step(batch, total)
 
     def loss_sum(self, batch: Sequence[Played]) -> torch.Tensor:

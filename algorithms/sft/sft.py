@@ -34,8 +34,9 @@ from agentprm_gym.files import write_whole
 from agentprm_gym.llm.packing import TokenTree, pack
 from agentprm_gym.llm.scoring import score_turns
 from algorithms.common.acting.policy import POLICY
+from algorithms.common.acting.ranks import ranks
 from algorithms.common.acting.rollouts import RolloutTask, collect
-from algorithms.common.learning.batches import minibatches, pieces
+from algorithms.common.learning.batches import minibatches, own_pieces
 from algorithms.common.learning.optim import Updater, set_rate
 from algorithms.common.shell.base import LLMAlgorithm
 from algorithms.common.shell.checkpoints import EPISODES, finish_gathered, gathered_path, new_version
@@ -235,10 +236,11 @@ class SFT(LLMAlgorithm):
             set_rate(self.updater.optimizer, rate)
             total = 0.0
             with self.lm.active(POLICY, train=True, dropout=True):
-                for piece in pieces(batch, self.micro_batch_size):
+                for piece in own_pieces(batch, self.micro_batch_size):
                     loss = self.loss_sum(piece) / n_turns
                     loss.backward()
                     total += loss.item()
+            total = ranks().total(total)
             self.updater.step(batch, total)
             self._n_updates += 1
             losses.append(total)

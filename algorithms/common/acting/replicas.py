@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
@@ -27,7 +26,7 @@ from agentprm_gym.llm.full_weights import is_quantized
 from agentprm_gym.llm.model import lora_settings
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
-from algorithms.common.acting.rollouts import OnStep, Rollout, RolloutTask, stream
+from algorithms.common.acting.rollouts import OnStep, Rollout, RolloutTask, step_of, stream
 
 #: So many workers are replaced one after the other, without an episode in between, before a collection is given up.
 MAX_IN_VAIN = 3
@@ -226,16 +225,7 @@ class Workers(ABC):
 
         def on_rollout(rollout: Rollout) -> bool:
             nonlocal stopped
-            n_running = len(rollout.episode.turns) - rollout.n_history
-            nothing = np.zeros(0)
-            names: dict[str, Any] = {
-                "actions": [],
-                "new_obs": {},
-                "rewards": nothing,
-                "dones": nothing > 0,
-                "infos": [],
-            }
-            stopped = on_step is not None and not on_step({**names, "n_running": n_running})
+            stopped = on_step is not None and not on_step(step_of(rollout))
             return not stopped
 
         rollouts = self.collect(

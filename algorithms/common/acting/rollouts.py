@@ -9,6 +9,7 @@ An environment without a list of games has whatever games its ``reset`` makes: t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.observations import split_commands
 from agentprm_gym.wrappers.sb3 import TaskReward
 from algorithms.common.acting.actors import Actor, Answer, Request
+from algorithms.common.acting.ranks import ranks
 
 #: Called after every vector step with SB3's local names and ``n_running``, how many episodes took a turn in it; returning False
 #: ends the collection.
@@ -134,9 +136,87 @@ def collect(
         progress_bar: show one, with the success rate so far.
         workers: who play in place of ``venv``, with the actor's policy; ``on_step`` is then called once an episode.
 
+    Where several processes train together (:mod:`algorithms.common.acting.ranks`), each plays its share of the tasks, all get
+    all rollouts, and ``on_step`` and ``on_episode`` are called when everything was played, once an episode.
+
     Returns:
         The rollouts in the order of the tasks, or ``None`` if ``on_step`` ended the collection.
     """
+    if ranks().size > 1:
+        return _collect_together(
+            actor,
+            venv,
+            tasks,
+            policy_name,
+            snapshots,
+            workers,
+            on_step or (lambda names: True),
+            on_episode or (lambda episode: None),
+        )
+    return _collect_alone(
+        actor,
+        venv,
+        tasks,
+        policy_name=policy_name,
+        snapshots=snapshots,
+        on_step=on_step,
+        on_episode=on_episode,
+        progress_bar=progress_bar,
+        workers=workers,
+    )
+
+
+def step_of(rollout: Rollout) -> dict[str, Any]:
+    """What ``on_step`` is told where it is called once an episode: how many turns were played; no infos and no rewards."""
+    nothing = np.zeros(0)
+    names: dict[str, Any] = {"actions": [], "new_obs": {}, "rewards": nothing, "dones": nothing > 0, "infos": []}
+    return {**names, "n_running": len(rollout.episode.turns) - rollout.n_history}
+
+
+def _collect_together(
+    actor: Actor,
+    venv: VecEnv,
+    tasks: Sequence[RolloutTask],
+    policy_name: str,
+    snapshots: bool,
+    workers: PlaysElsewhere | None,
+    on_step: OnStep,
+    on_episode: Callable[[Episode], None],
+) -> list[Rollout] | None:
+    """Play this process's share, and exchange rollouts and counters with the others."""
+    crew = ranks()
+    own = list(crew.mine(tasks))
+    counts, rows = getattr(actor, "counts", Counter[str]()), getattr(actor, "rows", None)
+    before, fed = Counter(counts), 0 if rows is None else rows.decoder.n_fed
+    played = _collect_alone(actor, venv, own, policy_name=policy_name, snapshots=snapshots, workers=workers) if own else []
+    of_all = crew.gather(played)
+    rollouts = [(of_all[i % crew.size] or [])[i // crew.size] for i in range(len(tasks))]
+    new = Counter(counts)
+    new.subtract(before)
+    counts.clear()
+    counts.update(before + crew.counted(new))
+    if rows is not None:
+        rows.decoder.n_fed = fed + int(crew.total(rows.decoder.n_fed - fed))
+    for rollout in rollouts:
+        on_episode(rollout.episode)
+    if not all(on_step(step_of(rollout)) for rollout in rollouts):
+        return None
+    return rollouts
+
+
+def _collect_alone(
+    actor: Actor,
+    venv: VecEnv,
+    tasks: Sequence[RolloutTask],
+    *,
+    policy_name: str = "",
+    snapshots: bool = False,
+    on_step: OnStep | None = None,
+    on_episode: Callable[[Episode], None] | None = None,
+    progress_bar: bool = False,
+    workers: PlaysElsewhere | None = None,
+) -> list[Rollout] | None:
+    """What :func:`collect` does in one process."""
     out: list[Rollout | None] = [None] * len(tasks)
     stopped = False
 

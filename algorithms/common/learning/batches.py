@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from algorithms.common.acting.ranks import ranks
+
 Item = TypeVar("Item")
 
 
@@ -34,3 +36,21 @@ def minibatches(items: Sequence[Item], size: int, rng: np.random.Generator) -> I
         rng: random stream of the order.
     """
     yield from pieces([items[int(i)] for i in rng.permutation(len(items))], size)
+
+
+def shared_pieces(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """The pieces of a minibatch, of which each process feeds its own to the model.
+
+    Where several processes train together (:mod:`algorithms.common.acting.ranks`), pieces are smaller where that leaves
+    something for each of them.
+
+    Args:
+        items: the whole minibatch, the same in all processes.
+        size: length of a piece at most, 1 or more.
+    """
+    return list(pieces(items, min(size, max(1, -(-len(items) // ranks().size)))))
+
+
+def own_pieces(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Those of :func:`shared_pieces` that this process feeds to the model; all of them, where it trains alone."""
+    return ranks().mine(shared_pieces(items, size))

@@ -11,8 +11,9 @@ import torch
 from agentprm_gym.checks import check_choice, check_float
 from agentprm_gym.llm.scoring import TurnScore, score_turns
 from algorithms.common.acting.policy import POLICY, LLMPolicy
+from algorithms.common.acting.ranks import ranks
 from algorithms.common.learning.advantages import Floats
-from algorithms.common.learning.batches import minibatches, pieces
+from algorithms.common.learning.batches import minibatches, own_pieces, pieces
 from algorithms.common.learning.grouped import Played
 from algorithms.common.learning.optim import Updater
 from algorithms.common.learning.surrogate import LEVELS, divergence, entropy, surrogate
@@ -86,14 +87,20 @@ class ClippedLoss:
             samples: get ``old`` and, with a divergence, ``reference``.
             micro_batch_size: episodes a forward pass, 1 or more.
         """
-        for batch in pieces(samples, micro_batch_size):
+        def scored(batch: Sequence[Sample]) -> list[tuple[list[torch.Tensor], list[TurnScore]]]:
             with policy.lm.active(POLICY):
-                for sample, scores in zip(batch, self._scores(policy, batch), strict=True):
-                    sample.old = [score.choices for score in scores]
+                old = [[score.choices.cpu() for score in scores] for scores in self._scores(policy, batch)]
+            reference: list[list[TurnScore]] = [[] for _ in batch]
             if self.beta > 0:
                 with policy.lm.active(REFERENCE):
-                    for sample, scores in zip(batch, self._scores(policy, batch), strict=True):
-                        sample.reference = scores
+                    reference = [[score.to("cpu") for score in row] for row in self._scores(policy, batch)]
+            return list(zip(old, reference, strict=True))
+
+        parts, device = list(pieces(samples, micro_batch_size)), policy.lm.device
+        for batch, found in zip(parts, ranks().spread(parts, scored), strict=True):
+            for sample, (old, reference) in zip(batch, found, strict=True):
+                sample.old = [choices.to(device) for choices in old]
+                sample.reference = [score.to(device) for score in reference]
 
     def _scores(self, policy: LLMPolicy, batch: Sequence[Sample], *, entropies: bool = False) -> list[list[TurnScore]]:
         """The turns' scores as they were sampled, at the policy's temperature."""
@@ -184,12 +191,13 @@ def clipped_updates(
             n_turns, n_ratios = sum(len(s.episode.turns) for s in batch), loss.n_ratios(batch)
             totals = {"policy_loss": 0.0, "approx_kl": 0.0, "clip_fraction": 0.0, "entropy": 0.0, "kl": 0.0}
             with policy.lm.active(POLICY, train=True):
-                for piece in pieces(batch, micro_batch_size):
+                for piece in own_pieces(batch, micro_batch_size):
                     value, sums = loss.sums(policy, piece, n_ratios, n_turns)
                     value.backward()
                     for key, summand in sums.items():
                         totals[key] += summand
             extra_loss(batch, n_turns)
+            totals = dict(zip(totals, ranks().totals(list(totals.values())), strict=True))
             stats.append(totals | {"grad_norm": updater.step(batch, totals["policy_loss"])})
             if target_kl is not None and totals["approx_kl"] > 1.5 * target_kl:
                 return stats

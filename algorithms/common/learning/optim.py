@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from algorithms.common.acting.ranks import ranks
 from algorithms.common.shell.errors import DivergedError
 
 #: Largest norm of the gradients of an update of a process reward model, or of a policy against it.
@@ -74,7 +75,9 @@ class Updater:
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer; another one can be set before training."""
         if self._optimizer is None:
-            self._optimizer = make_optimizer(self.parameters(), self.learning_rate)
+            parameters = self.parameters()
+            ranks().make_equal(parameters)
+            self._optimizer = make_optimizer(parameters, self.learning_rate)
         return self._optimizer
 
     @optimizer.setter
@@ -84,13 +87,16 @@ class Updater:
     def step(self, batch: Iterable[Any] = (), loss: float = 0.0) -> float:
         """Clip the gradients, take a step and drop the gradients; returns the norm that they had.
 
+        Where several processes train together, their gradients are added up first, and all take the same step.
+
         Args:
             batch: what the gradients come from: episodes, or what has one as ``episode``; kept where they are not finite.
-            loss: of this update.
+            loss: of this update, the same in all processes.
 
         Raises:
             DivergedError: the loss or the norm is not finite; then no step is taken.
         """
+        ranks().sum_gradients(self.parameters())
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm))
         for name, value in (("loss", loss), ("norm of the gradients", norm)):
             if not math.isfinite(value):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.prm.model import ProcessRewardModel
+from algorithms.common.acting.ranks import ranks
 from algorithms.common.prm.evidence import Evidence
 from algorithms.common.prm.objectives.choice import Choice, kl_to_reference
 
@@ -164,6 +165,12 @@ class ImproveStats:
     n_close: int = 0
     n_untried: int = 0
 
+    def of_all_processes(self) -> ImproveStats:
+        """The same with the states of all processes counted that train together; the series are of all already."""
+        names = ("n_states", "n_pairs", "n_same", "n_close", "n_untried")
+        counts = ranks().totals([getattr(self, name) for name in names])
+        return replace(self, **{name: int(n) for name, n in zip(names, counts, strict=True)})
+
 
 @dataclass(slots=True)
 class UpdateSums:
@@ -174,6 +181,11 @@ class UpdateSums:
     kl: list[float] = field(default_factory=list)
     gap: list[float] = field(default_factory=list)
     score: list[float] = field(default_factory=list)
+
+    def of_all_processes(self) -> UpdateSums:
+        """What all processes that train together found in this update."""
+        found = ranks().gather((self.loss, self.accuracy, self.kl, self.gap, self.score))
+        return UpdateSums(*(sum(lists, []) for lists in zip(*found, strict=True)))
 
     def enter(self, stats: ImproveStats) -> None:
         """Add the means to the series; an empty list adds nothing."""

@@ -17,7 +17,8 @@ import torch
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.scoring import episode_log_probs, sample_commands
-from algorithms.common.learning.batches import pieces
+from algorithms.common.acting.ranks import ranks
+from algorithms.common.learning.batches import shared_pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
 from algorithms.common.prm.bandit import Bandit, ImproveStats, Piece, Place, UpdateSums
 from algorithms.common.prm.objectives import (
@@ -65,13 +66,16 @@ class ImproveStage(ImproveOptions):
         for update in range(self.n_updates):
             warm_up_and_decay(updater.optimizer, learning_rate, update, self.n_updates)
             batch = self._draw(states, order, rng)
-            parts = list(pieces(batch, micro_batch_size))
+            parts, crew = shared_pieces(batch, micro_batch_size), ranks()
             bandit.ask_reference_and_prm(
-                parts, all_commands=self.objective == "closed_form", prm=self.objective != "imitation"
+                list(crew.mine(parts)), all_commands=self.objective == "closed_form", prm=self.objective != "imitation"
             )
             here = UpdateSums()
             with bandit.lm.active(bandit.policy, train=True):
-                for part in parts:
+                for i, part in enumerate(parts):
+                    if i % crew.size != crew.rank:
+                        self._pass_over(part, rng)
+                        continue
                     losses = self._losses(bandit, part, rng, stats, here)
                     if losses:
                         stacked = torch.stack(losses)  # (n_states,)
@@ -79,6 +83,7 @@ class ImproveStage(ImproveOptions):
                         here.loss += stacked.tolist()
                     for piece in part:
                         piece.log_probs = ()  # and the graph behind them
+                here = here.of_all_processes()
                 if here.loss:
                     for parameter in parameters:
                         if parameter.grad is not None:
@@ -91,7 +96,15 @@ class ImproveStage(ImproveOptions):
             on_progress((update + 1) / self.n_updates)
             if self.target_kl is not None and len(stats.kl) >= 5 and float(np.mean(stats.kl[-5:])) > self.target_kl:
                 break
-        return stats
+        return stats.of_all_processes()
+
+    def _pass_over(self, part: Sequence[Piece], rng: np.random.Generator) -> None:
+        """Use up the random numbers of pieces that another process computes, so that all go on with the same stream."""
+        if self.objective in SAMPLED:
+            for piece in part:
+                for t in piece.turns:
+                    for _ in range(self.n_samples):
+                        rng.gumbel(size=len(piece.episode.turns[t].admissible_commands))
 
     def _draw(
         self, states: Sequence[tuple[Episode, Sequence[int]]], order: list[int], rng: np.random.Generator

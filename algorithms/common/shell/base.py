@@ -44,6 +44,7 @@ from agentprm_gym.llm.model import BUNDLED, ModelNotFoundError, lora_settings, r
 from agentprm_gym.llm.saving import SavedModel, read_save
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
+from algorithms.common.acting.ranks import ranks
 from algorithms.common.acting.replicas import Workers
 from algorithms.common.acting.server import CANNOT_TRAIN, is_server
 from algorithms.common.shell.bars import with_bar
@@ -120,7 +121,7 @@ class LLMAlgorithm(SharedAlgorithm):
         """
         learning_rate = check_learning_rate(learning_rate)
         n_envs, stats_window_size = check_int("n_envs", n_envs, 1), check_int("stats_window_size", stats_window_size, 1)
-        seed = None if seed is None else check_int("seed", seed, 0)
+        seed = ranks().agreed_seed(None if seed is None else check_int("seed", seed, 0))
         tensorboard_log = None if tensorboard_log is None else os.fspath(tensorboard_log)
         policy = os.fspath(policy) if isinstance(policy, os.PathLike) else policy
         policy = saved_model(policy) if isinstance(policy, str) else policy
@@ -295,6 +296,9 @@ class LLMAlgorithm(SharedAlgorithm):
             total_timesteps = NO_LIMIT
             if progress_bar:
                 callback, progress_bar = with_bar(callback, int(getattr(self, "n_iterations"))), False  # noqa: B009
+        if not ranks().is_main:  # the main process writes and speaks
+            self.tensorboard_log = self.checkpoint_dir = None
+            self.verbose = 0
         if hasattr(self, "_logger") and not self._custom_logger:
             self._logger.close()  # the next one is on its way; SB3 leaves the file of this one open
         with watched(self.env):
@@ -391,7 +395,7 @@ class LLMAlgorithm(SharedAlgorithm):
         """Account for one vector step and tell the callback. Returns False to stop."""
         self.num_timesteps += n_running
         callback.update_locals(names)
-        if not callback.on_step():
+        if not ranks().all(callback.on_step()):
             return False
         self._update_current_progress_remaining(self.num_timesteps, max(1, self._total_timesteps))
         return True

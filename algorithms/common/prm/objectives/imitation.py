@@ -8,7 +8,7 @@ import torch
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
-from algorithms.common.learning.batches import pieces
+from algorithms.common.learning.batches import own_pieces
 
 
 def played(episode: Episode, turn: int) -> int:
@@ -53,7 +53,7 @@ def imitate(
     """
     drawn = sorted(drawn, key=lambda x: len(x[0].turns))
     n = sum(len(episode.turns) - first for episode, first in drawn)
-    for part in pieces(drawn, micro_batch_size):
+    for part in own_pieces(drawn, micro_batch_size):
         turns = [range(first, len(episode.turns)) for episode, first in part]
         log_probs = episode_log_probs(responder, [episode for episode, _ in part], turns)
         picked = [
