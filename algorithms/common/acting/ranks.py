@@ -1,11 +1,11 @@
 """Processes that train one model together, each on a part of every minibatch (data parallel).
 
 Every process runs the same program with the same seed, so all of them hold the same adapters, draw the same games and cut the
-same minibatches. What is shared out is the work: which tasks a process plays (:func:`~algorithms.common.acting.rollouts.collect`)
-and which pieces of a minibatch it feeds to the model (:func:`~algorithms.common.learning.batches.own_pieces`). Losses here are
-sums divided by the size of the whole minibatch, so the gradients of the processes only have to be added up before a step
-(:class:`~algorithms.common.learning.optim.Updater`). One process is the case in which there is nobody to ask; there is no
-second code path.
+same minibatches. What is shared out is the work: which tasks a process plays
+(:func:`~algorithms.common.acting.rollouts.collect`), and which pieces of a minibatch it feeds to the model
+(:func:`~algorithms.common.learning.batches.own_pieces`). Losses here are sums divided by the size of the whole minibatch, so
+the gradients of the processes only have to be added up before a step (:class:`~algorithms.common.learning.optim.Updater`).
+One process is the case in which there is nobody to ask; there is no second code path.
 
 ``accelerate`` starts the processes (``accelerate launch``, or ``torchrun``) and says which backend and device each has.
 """

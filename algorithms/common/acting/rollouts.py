@@ -188,7 +188,9 @@ def _collect_together(
     own = list(crew.mine(tasks))
     counts, rows = getattr(actor, "counts", Counter[str]()), getattr(actor, "rows", None)
     before, fed = Counter(counts), 0 if rows is None else rows.decoder.n_fed
-    played = _collect_alone(actor, venv, own, policy_name=policy_name, snapshots=snapshots, workers=workers) if own else []
+    played = (
+        _collect_alone(actor, venv, own, policy_name=policy_name, snapshots=snapshots, workers=workers) if own else []
+    )
     of_all = crew.gather(played)
     rollouts = [(of_all[i % crew.size] or [])[i // crew.size] for i in range(len(tasks))]
     new = Counter(counts)

@@ -87,6 +87,7 @@ class ClippedLoss:
             samples: get ``old`` and, with a divergence, ``reference``.
             micro_batch_size: episodes a forward pass, 1 or more.
         """
+
         def scored(batch: Sequence[Sample]) -> list[tuple[list[torch.Tensor], list[TurnScore]]]:
             with policy.lm.active(POLICY):
                 old = [[score.choices.cpu() for score in scores] for scores in self._scores(policy, batch)]

@@ -185,7 +185,7 @@ class UpdateSums:
     def of_all_processes(self) -> UpdateSums:
         """What all processes that train together found in this update."""
         found = ranks().gather((self.loss, self.accuracy, self.kl, self.gap, self.score))
-        return UpdateSums(*(sum(lists, []) for lists in zip(*found, strict=True)))
+        return UpdateSums(*([x for some in lists for x in some] for lists in zip(*found, strict=True)))
 
     def enter(self, stats: ImproveStats) -> None:
         """Add the means to the series; an empty list adds nothing."""

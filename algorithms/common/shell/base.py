@@ -296,9 +296,7 @@ class LLMAlgorithm(SharedAlgorithm):
             total_timesteps = NO_LIMIT
             if progress_bar:
                 callback, progress_bar = with_bar(callback, int(getattr(self, "n_iterations"))), False  # noqa: B009
-        if not ranks().is_main:  # the main process writes and speaks
-            self.tensorboard_log = self.checkpoint_dir = None
-            self.verbose = 0
+        self._leave_files_to_main()
         if hasattr(self, "_logger") and not self._custom_logger:
             self._logger.close()  # the next one is on its way; SB3 leaves the file of this one open
         with watched(self.env):
@@ -330,6 +328,12 @@ class LLMAlgorithm(SharedAlgorithm):
         self._finish_learning()
         callback.on_training_end()
         return self
+
+    def _leave_files_to_main(self) -> None:
+        """Where several processes train together, the first writes and speaks."""
+        if not ranks().is_main:
+            self.tensorboard_log = self.checkpoint_dir = None
+            self.verbose = 0
 
     def _checked_iteration(self, callback: BaseCallback) -> bool:
         """Run one iteration, and look at what it learnt; returns whether learning goes on.
