@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from agentprm_gym.chat_http import Sender, ServerError, Usage, checked_url
 
-__all__ = ["Completion", "Message", "ServerClient", "ServerError", "Usage"]
+__all__ = ["Completion", "Continuation", "Message", "ServerClient", "ServerError", "TokenPrompt", "Usage"]
 
 
 class Completion(NamedTuple):
@@ -26,8 +26,49 @@ class Completion(NamedTuple):
     cut: bool
 
 
+class Continuation(NamedTuple):
+    """What a server's model wrote behind a text that was given as tokens.
+
+    Attributes:
+        ids: the tokens, the one that ended it included.
+        stopped: whether the model ended it itself, in place of a limit.
+        log_prob: log-probability of the first token in the whole vocabulary, in nats; ``None`` where it was not asked for.
+    """
+
+    ids: list[int]
+    stopped: bool
+    log_prob: float | None = None
+
+
+class TokenPrompt(NamedTuple):
+    """A text as tokens, and how it is to be continued.
+
+    Attributes:
+        ids: the tokens.
+        seed: of the continuation.
+        max_tokens: longest continuation, 1 or more.
+        stop: tokens that end it.
+        allowed: the only tokens that may be drawn; ``None``: all.
+    """
+
+    ids: Sequence[int]
+    seed: int
+    max_tokens: int
+    stop: Sequence[int] = ()
+    allowed: Sequence[int] | None = None
+
+
 Message = dict[str, str]
 
+#: Sampling parameters that leave a distribution as it is.
+_NEUTRAL = {
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 # Of one answer; a server that says more is wrong.
 _MAX_TOKENS = 100_000_000
 
@@ -186,6 +227,67 @@ class ServerClient:
         if len(answers) < wanted:
             self._takes_n = False
         return answers
+
+    # Tokens -----------------------------------------------------------------------------------
+    def continue_tokens(
+        self, prompts: Sequence[TokenPrompt], *, temperature: float = 1.0, log_probs: bool = False
+    ) -> list[Continuation]:
+        """Have texts continued that are given as tokens, by a server that speaks vLLM's completions API.
+
+        Every sampling parameter is sent: a server may have defaults of its own, such as the model's ``top_p``.
+
+        Args:
+            prompts: the texts; the requests run side by side.
+            temperature: sampling temperature, 0 (greedy) or more.
+            log_probs: also ask for log-probabilities.
+
+        Raises:
+            ServerError: a request fails in every attempt, or the server does not tell tokens.
+        """
+        jobs = [(prompt, temperature, log_probs) for prompt in prompts]
+        return self._sender.side_by_side(self._continue, jobs)
+
+    def _continue(self, job: tuple[TokenPrompt, float, bool], stop: threading.Event) -> Continuation:
+        prompt, temperature, log_probs = job
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": list(prompt.ids),
+            "max_tokens": prompt.max_tokens,
+            "temperature": temperature,
+            "seed": prompt.seed,
+            "stop_token_ids": list(prompt.stop),
+            "return_token_ids": True,
+            "skip_special_tokens": False,
+            # Where one of a few tokens is to be drawn, the end-of-sequence token is one like the others.
+            "ignore_eos": prompt.allowed is not None,
+            **_NEUTRAL,
+            **({} if prompt.allowed is None else {"allowed_token_ids": list(prompt.allowed)}),
+            **({"logprobs": 1} if log_probs else {}),
+            **self.fields,
+        }
+        body = {key: value for key, value in body.items() if value is not None}
+        response = self._sender.post(f"{self.base_url}/completions", body, stop)
+        try:
+            data = json.loads(response.text)
+            choice = data["choices"][0]
+            ids, stopped = [int(i) for i in choice["token_ids"]], choice.get("finish_reason") == "stop"
+            if not ids and not stopped:
+                raise ValueError("no tokens")
+            first = float(choice["logprobs"]["token_logprobs"][0]) if log_probs else None
+            used = data.get("usage") or {}
+            tokens = _tokens(used.get("prompt_tokens")), _tokens(used.get("completion_tokens"))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise ServerError(
+                f"{response.url} answered without the tokens that it wrote ({type(error).__name__}: "
+                f"{self._sender.shown(str(error))}): {self._sender.shown(response.text)!r}. Expected vLLM 0.10.2 or newer, "
+                'which knows "return_token_ids"',
+                response.status,
+            ) from None
+        self._sender.count(prompt_tokens=tokens[0], completion_tokens=tokens[1])
+        ended = choice.get("stop_reason")
+        if stopped and isinstance(ended, int) and (not ids or ids[-1] != ended):
+            ids.append(ended)  # some versions leave out the token that ended it
+        return Continuation(ids[: prompt.max_tokens + 1], stopped, first)
 
     # Adapters ---------------------------------------------------------------------------------
     def load_adapter(self, name: str, path: str | os.PathLike[str]) -> str:

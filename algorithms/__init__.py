@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from algorithms.agent_prm import AgentPRM as AgentPRM
     from algorithms.common.acting.ranks import join as join
     from algorithms.common.acting.ray_workers import RayWorkers as RayWorkers
+    from algorithms.common.acting.sampler import ServerSampler as ServerSampler
     from algorithms.common.acting.workers import RolloutWorkers as RolloutWorkers
     from algorithms.common.learning.on_policy import OnPolicyLLMAlgorithm as OnPolicyLLMAlgorithm
     from algorithms.common.measure.evaluation import by_task_type as by_task_type
@@ -48,6 +49,7 @@ _MODULES = {
     "RayWorkers": "algorithms.common.acting.ray_workers",
     "RolloutWorkers": "algorithms.common.acting.workers",
     "SFT": "algorithms.sft",
+    "ServerSampler": "algorithms.common.acting.sampler",
     "by_task_type": "algorithms.common.measure.evaluation",
     "evaluate": "algorithms.common.measure.evaluation",
     "join": "algorithms.common.acting.ranks",
@@ -74,6 +76,7 @@ __all__ = [
     "OnlineDPO",
     "RayWorkers",
     "RolloutWorkers",
+    "ServerSampler": "algorithms.common.acting.sampler",
     "by_task_type",
     "evaluate",
     "load_actor",

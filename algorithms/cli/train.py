@@ -41,7 +41,7 @@ LOG_SERVICES = ("wandb", "trackio", "mlflow")
 RULES = configuration.Rules(
     "train",
     not_saved=("log",),
-    may_change=("device", "threads", "n_envs", "minutes", "workers", "ray", "log"),
+    may_change=("device", "threads", "n_envs", "minutes", "workers", "ray", "sampler", "log"),
     may_grow=("iterations", "timesteps", "epochs"),
 )
 
@@ -93,7 +93,7 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
         help="go on with the run in this output folder, which was killed, interrupted or out of time, as if nothing had "
         "happened: agentprm and inverseprm after the last stage that was done, the others after the last iteration. Other "
         "options are not needed; --iterations, --timesteps or --epochs may be larger than they were, and --device, --threads, "
-        "--n-envs, --minutes, --workers, --ray and --log may differ",
+        "--n-envs, --minutes, --workers, --ray, --sampler and --log may differ",
     )
     parser.add_argument(
         "--policy",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
     from algorithms.common.acting.replicas import Workers
+    from algorithms.common.acting.rollouts import PlaysElsewhere
     from algorithms.common.shell.base import LLMAlgorithm
 
 #: How many, where ``--ray`` alone is given.
@@ -55,6 +56,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "to) or host:port; needs pip install 'agentprm-gym[ray]'. Where the model is on a GPU, each actor takes one",
     )
 
+    group.add_argument(
+        "--sampler",
+        metavar="vllm:URL",
+        help="a vLLM server of the same base model, which writes the answers of training episodes: vllm:http://127.0.0.1:8000/v1, "
+        "started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=true. The adapter is pushed before each collection; "
+        "adapters are written to OUT/adapters, which the server must see under the same path",
+    )
+
 
 def check(args: argparse.Namespace) -> None:
     """Refuse what workers cannot do, as far as the options tell; torch is not loaded.
@@ -62,6 +71,8 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         ValueError: the training episodes would not be those of one process, or there are none.
     """
+    if args.sampler is not None:
+        _check_sampler(args)
     if not _wanted(args):
         return
     option = _option(args)
@@ -78,7 +89,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def rollout_workers(args: argparse.Namespace, model: LLMAlgorithm) -> Iterator[Workers | None]:
+def rollout_workers(args: argparse.Namespace, model: LLMAlgorithm) -> Iterator[PlaysElsewhere | None]:
     """The workers that the options ask for, until the block is left.
 
     Args:
@@ -93,6 +104,14 @@ def rollout_workers(args: argparse.Namespace, model: LLMAlgorithm) -> Iterator[W
         ConnectionError: no cluster answers at the address.
         ValueError: workers cannot play with this policy, or the algorithm plays nothing.
     """
+    if args.sampler is not None:
+        from algorithms.common.acting.sampler import ServerSampler
+
+        if model.policy.explore is not None:
+            raise ValueError(_no_exploration("--sampler"))
+        with ServerSampler(model.policy, model.venv, args.sampler, folder=args.out / "adapters") as sampler:
+            yield sampler
+        return
     if not _wanted(args):
         yield None
         return
@@ -136,6 +155,20 @@ def make_worker_env(options: Mapping[str, Any]) -> VecEnv:
     args = argparse.Namespace(**options)
     environments.import_modules(args)
     return environments.make_training_env(args)
+
+
+def _check_sampler(args: argparse.Namespace) -> None:
+    """Refuse a sampler beside other workers, and where nothing is played.
+
+    Raises:
+        ValueError: as above.
+    """
+    if args.workers or args.ray is not None:
+        raise ValueError(
+            "--sampler and --workers or --ray: one of them plays the training episodes; leave out the other"
+        )
+    if args.algo == "sft" and not args.settings.get("dagger_games"):
+        raise ValueError(_nothing_to_play("--sampler"))
 
 
 def _wanted(args: argparse.Namespace) -> bool:

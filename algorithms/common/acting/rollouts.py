@@ -96,7 +96,17 @@ class _Running:
 
 
 class PlaysElsewhere(Protocol):
-    """Workers that play with the policy of an actor; see :class:`~algorithms.common.acting.replicas.Workers`."""
+    """Who plays with the policy of an actor in place of this process.
+
+    See :class:`~algorithms.common.acting.replicas.Workers` and :class:`~algorithms.common.acting.sampler.ServerSampler`.
+
+    Attributes:
+        policy: the policy that they play with.
+        n_replaced: how many of them ended and were replaced.
+    """
+
+    policy: Any
+    n_replaced: int
 
     def collect_for(
         self,
@@ -153,7 +163,7 @@ def collect(
             on_step or (lambda names: True),
             on_episode or (lambda episode: None),
         )
-    return _collect_alone(
+    return collect_here(
         actor,
         venv,
         tasks,
@@ -189,7 +199,7 @@ def _collect_together(
     counts, rows = getattr(actor, "counts", Counter[str]()), getattr(actor, "rows", None)
     before, fed = Counter(counts), 0 if rows is None else rows.decoder.n_fed
     played = (
-        _collect_alone(actor, venv, own, policy_name=policy_name, snapshots=snapshots, workers=workers) if own else []
+        collect_here(actor, venv, own, policy_name=policy_name, snapshots=snapshots, workers=workers) if own else []
     )
     of_all = crew.gather(played)
     rollouts = [(of_all[i % crew.size] or [])[i // crew.size] for i in range(len(tasks))]
@@ -206,7 +216,7 @@ def _collect_together(
     return rollouts
 
 
-def _collect_alone(
+def collect_here(
     actor: Actor,
     venv: VecEnv,
     tasks: Sequence[RolloutTask],
@@ -218,7 +228,7 @@ def _collect_alone(
     progress_bar: bool = False,
     workers: PlaysElsewhere | None = None,
 ) -> list[Rollout] | None:
-    """What :func:`collect` does in one process."""
+    """What :func:`collect` does in one process; arguments and result are the same."""
     out: list[Rollout | None] = [None] * len(tasks)
     stopped = False
 

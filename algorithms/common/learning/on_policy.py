@@ -31,6 +31,8 @@ class OnPolicyLLMAlgorithm(GroupedLLMAlgorithm):
         clipped: the loss with its options.
     """
 
+    compares_log_probs = True
+
     def __init__(
         self,
         policy: str | type[BasePolicy] = "tiny",

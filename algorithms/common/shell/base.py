@@ -45,7 +45,7 @@ from agentprm_gym.llm.saving import SavedModel, read_save
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.policy import POLICY, LLMPolicy
 from algorithms.common.acting.ranks import ranks
-from algorithms.common.acting.replicas import Workers
+from algorithms.common.acting.rollouts import PlaysElsewhere
 from algorithms.common.acting.server import CANNOT_TRAIN, is_server
 from algorithms.common.shell.bars import with_bar
 from algorithms.common.shell.errors import DivergedError
@@ -76,11 +76,14 @@ class LLMAlgorithm(SharedAlgorithm):
         checkpoint_dir: folder into which :meth:`learn` writes a checkpoint after every stage or iteration, for
             :meth:`resume` to go on from; set it before the first ``learn``. ``None``: none is written.
         workers: who play the training episodes: :class:`~algorithms.RolloutWorkers` (processes) or
-            :class:`~algorithms.RayWorkers` (a cluster), of this algorithm's policy; set it before ``learn``. ``None``: this
-            process does, in its own environments. No save holds it.
+            :class:`~algorithms.RayWorkers` (a cluster), of this algorithm's policy, or :class:`~algorithms.ServerSampler`, for
+            which a server samples; set it before ``learn``. ``None``: this process does, in its own environments. No save
+            holds it.
     """
 
     policy: LLMPolicy
+    #: Whether log-probabilities of training are compared with those of the policy that acted, as ratios are.
+    compares_log_probs: ClassVar[bool] = False
     learning_rate: float  # SB3's schedules are no JSON; algorithms here have their own
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {name: LLMPolicy for name in (*BUNDLED, *ALIASES)}
 
@@ -161,7 +164,7 @@ class LLMAlgorithm(SharedAlgorithm):
         self.iteration = 0
         self.total_tokens = 0
         self.checkpoint_dir: Path | None = None
-        self.workers: Workers | None = None
+        self.workers: PlaysElsewhere | None = None
         # The state that a resumed run takes over when it learns, until then.
         self._resumed: dict[str, Any] | None = None
         self._samples = Samples()
@@ -313,7 +316,7 @@ class LLMAlgorithm(SharedAlgorithm):
         use_fast_threads(self.lm)
         warn_of_learning_rate(self.learning_rate, int(self.lm.base.num_parameters()))
         if self.workers is not None:
-            check_workers(self.workers, self.policy, self.env)
+            check_workers(self.workers, self.policy, self.env, compares=self.compares_log_probs)
         callback.on_training_start(locals(), globals())
         while self.num_timesteps < total_timesteps and self._may_continue():
             try:

@@ -10,25 +10,34 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from algorithms.common.acting.policy import LLMPolicy
 from algorithms.common.acting.replicas import Workers
+from algorithms.common.acting.rollouts import PlaysElsewhere
 from algorithms.common.shell.checkpoints import describe_environment
 
 
-def check_workers(workers: Workers, policy: LLMPolicy, venv: VecEnv) -> None:
+def check_workers(workers: PlaysElsewhere, policy: LLMPolicy, venv: VecEnv, *, compares: bool = False) -> None:
     """Refuse workers of another policy, and let them refuse other environments before they play.
 
     Args:
         workers: who play for an algorithm.
         policy: the algorithm's.
         venv: the algorithm's.
+        compares: whether the algorithm compares log-probabilities with those of the policy that acted.
 
     Raises:
-        ValueError: the workers have another policy.
+        ValueError: the workers have another policy, or they draw from another distribution than an algorithm that compares
+            log-probabilities takes them to.
     """
     if workers.policy is not policy:
         raise ValueError(
             "the workers play with another policy than the algorithm trains: make them with model.policy, after the model"
         )
-    workers.check = partial(_check_like, describe_environment(venv))
+    if isinstance(workers, Workers):
+        workers.check = partial(_check_like, describe_environment(venv))
+    elif compares and policy.responder.mode == "constrained" and policy.temperature != 1:
+        raise ValueError(
+            f"a server divides the logits of each token by the temperature, and a policy here those of whole commands, so at "
+            f"temperature {policy.temperature:g} their ratios mean nothing: train with temperature 1, or let this process sample"
+        )
 
 
 def _check_like(wanted: Mapping[str, Any], venv: VecEnv) -> None:
