@@ -35,8 +35,9 @@ def check_workers(workers: PlaysElsewhere, policy: LLMPolicy, venv: VecEnv, *, c
         workers.check = partial(_check_like, describe_environment(venv))
     elif compares and policy.responder.mode == "constrained" and policy.temperature != 1:
         raise ValueError(
-            f"a server divides the logits of each token by the temperature, and a policy here those of whole commands, so at "
-            f"temperature {policy.temperature:g} their ratios mean nothing: train with temperature 1, or let this process sample"
+            "a server divides the logits of each token by the temperature, and a policy here those of whole commands, so at "
+            f"temperature {policy.temperature:g} ratios between them mean nothing: train with temperature 1, or without a "
+            "sampler"
         )
 
 
