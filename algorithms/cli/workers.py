@@ -59,9 +59,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--sampler",
         metavar="vllm:URL",
-        help="a vLLM server of the same base model, which writes the answers of training episodes, "
-        "vllm:http://127.0.0.1:8000/v1: started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=true. The adapter is pushed before each collection; "
-        "adapters are written to OUT/adapters, which the server must see under the same path",
+        help="a vLLM server of the same base model, which writes the answers of training episodes: "
+        "vllm:http://127.0.0.1:8000/v1, started with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=true. The adapter is "
+        "pushed before each collection; adapters are written to OUT/adapters, which the server must see under the same path",
     )
 
 
