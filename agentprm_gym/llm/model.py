@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from agentprm_gym.llm.adapter_settings import DEFAULT_LORA, lora_settings
 from agentprm_gym.llm.adapter_store import on_cpu
 from agentprm_gym.llm.architecture import check_architecture, pin_rope, windows
 from agentprm_gym.llm.cache import RaggedCache
+from agentprm_gym.llm.checkpointing import checkpointing
 from agentprm_gym.llm.errors import AdapterMismatchError, ModelNotFoundError, UnsupportedModelError
 from agentprm_gym.llm.loading import BUNDLED, is_folder, load_pretrained, resolve_model
 from agentprm_gym.llm.packing import PackedTrees, TokenTree, pack
@@ -54,6 +56,7 @@ class LanguageModel(AdapterSet):
         tokenizer: its tokenizer.
         prompt: how transcripts are written for it.
         max_context: how many tokens of context to use at most; ``None``: all that the model has.
+        gradient_checkpointing: whether training keeps the inputs of layers only.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class LanguageModel(AdapterSet):
         # Whether the base takes tree attention, which is found out at its first use, and up to which depth.
         self._takes_trees: bool | None = None
         self._window: int | None = None
+        self.gradient_checkpointing = False
         self.tokenizer = tokenizer
         self.prompt = PromptFormat(tokenizer, chosen, reasons)
         if tokenizer.pad_token_id is None:
@@ -119,6 +123,7 @@ class LanguageModel(AdapterSet):
         max_context: int | None = None,
         quantization: str | None = None,
         trust_remote_code: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> LanguageModel:
         """Load a bundled model, a folder, or a hub id.
 
@@ -134,6 +139,8 @@ class LanguageModel(AdapterSet):
             quantization: ``"4bit"`` loads the frozen base in 4 bits (NF4); needs ``pip install "agentprm-gym[quantized]"``
                 and a GPU.
             trust_remote_code: run code from the model's repository; off unless you trust it.
+            gradient_checkpointing: keep the inputs of layers only while training, and compute what is in them again for the
+                gradients: a third more time, and a fraction of the memory.
 
         Raises:
             ModelNotFoundError: (a ``ValueError``) if the name is unknown, or the model cannot be read or fetched.
@@ -152,6 +159,7 @@ class LanguageModel(AdapterSet):
         )
         model = cls(base, tokenizer, name=name, template=template, reasons=reasons, max_context=max_context)
         check_architecture(model)
+        model.gradient_checkpointing = gradient_checkpointing
         return model
 
     @property
@@ -241,13 +249,15 @@ class LanguageModel(AdapterSet):
             # Models that mix full and windowed layers take a mask of each kind.
             mixed = getattr(self.base.config.get_text_config(), "layer_types", None) is not None
             mask = {"full_attention": mask, "sliding_attention": window} if mixed else window
-        out = self.base.get_decoder()(
-            input_ids=packed.ids,
-            attention_mask=mask,
-            position_ids=packed.positions,
-            use_cache=cache is not None,
-            **{self._cache_argument: cache},
-        )
+        decoder = self.base.get_decoder()
+        with checkpointing(decoder) if self.gradient_checkpointing and torch.is_grad_enabled() else nullcontext():
+            out = decoder(
+                input_ids=packed.ids,
+                attention_mask=mask,
+                position_ids=packed.positions,
+                use_cache=cache is not None,
+                **{self._cache_argument: cache},
+            )
         hidden: torch.Tensor = out.last_hidden_state
         return hidden
 
@@ -310,6 +320,8 @@ class LanguageModel(AdapterSet):
 
     def _attends_to_trees(self) -> bool:
         """Whether the model gives the same numbers with tree attention as with dense attention; tried once."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return False  # what is computed again would not find the trees
         if not self.fast or self.device.type != "cpu" or self.base.config._attn_implementation != "sdpa":
             return False
         if self._takes_trees is None:

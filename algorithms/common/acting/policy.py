@@ -111,6 +111,7 @@ class LLMPolicy(BasePolicy):
         base: LanguageModel | None = None,
         parse: str | ParseFunction | None = None,
         explore: Exploration | Mapping[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         """Load the base model and put a fresh adapter on it.
 
@@ -140,6 +141,7 @@ class LLMPolicy(BasePolicy):
                 expression; give a function a name with :func:`agentprm_gym.register_reader`.
             explore: how training episodes are explored, options of
                 :class:`~algorithms.common.acting.exploration.Exploration`; ``None``: they are not.
+            gradient_checkpointing: keep the inputs of layers only while training: slower, in a fraction of the memory.
 
         Raises:
             ValueError: if the observation space lacks a key, the temperature is negative or not finite, ``parse`` is
@@ -166,6 +168,7 @@ class LLMPolicy(BasePolicy):
             max_context=max_context,
             quantization=quantization,
             trust_remote_code=trust_remote_code,
+            gradient_checkpointing=gradient_checkpointing,
         )
         self.responder = Responder(self.lm, action_mode, score_normalization, max_new_tokens)
         self.cache_tokens = None if cache_tokens is None else check_int("cache_tokens", cache_tokens, 0)
