@@ -12,8 +12,8 @@ the admissible commands (``benchmarks/templates/brief.jinja``), reasons of at mo
 6. ``ranking``: pair accuracy within states of the exact benchmark (panel ``generated``, optimal values): a uniform ranker, the
    model as it is, the cloned policy, the PRM.
 
-Every policy plays the same held-out games (``valid_seen``), sampled at temperature 1. Rates stand with 95 % Wilson intervals, and
-differences from the cloned policy with McNemar's exact test. One seed: between seeds nothing is known.
+Every policy plays the same held-out games (``valid_seen``), sampled at temperature 1. Rates stand with 95 % Wilson intervals,
+and differences from the cloned policy with McNemar's exact test. One seed: between seeds nothing is known.
 
 Work is kept in ``--work``: a stage that is done is not done again, an evaluation goes on with the games that are left, AgentPRM
 with its next stage, SFT with its next part. With ``--minutes`` nothing new is begun after so many minutes of this call; run the
@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from stable_baselines3.common.callbacks import BaseCallback
 
 from agentprm_gym.episodes import Episode, read_episodes, write_episodes
 from agentprm_gym.experts import demonstrations
@@ -44,6 +45,7 @@ from algorithms import SFT, AgentPRM, evaluate, load_actor, make_eval_env, paire
 from algorithms.cli import main as agentprm
 from algorithms.cli.output import provenance, write_json
 from algorithms.common.measure.evaluation import draw_games, wilson
+from algorithms.common.shell.base import StopLearning
 from algorithms.common.shell.checkpoints import state_path
 
 RESULTS = Path(__file__).parent / "results"
@@ -224,7 +226,6 @@ class Study:
         folder, n_turns = self.work / "sft_run", sum(len(episode.turns) for episode in demos)
         size = -(-len(demos) // self.size.n_parts)
         parts = [demos[i : i + size] for i in range(0, len(demos), size)]
-        losses: list[float] = []
         while True:
             self.in_time()
             venv = self.env("train", 1)
@@ -240,7 +241,6 @@ class Study:
             model.demonstrations = parts[model.iteration]
             # One part is one iteration; the end that the schedule knows is that of all parts.
             model.learn(n_turns - model.num_timesteps, callback=_OnePart(), reset_num_timesteps=not begun)
-            losses.append(float(model.logger.name_to_value.get("train/loss", float("nan"))))
             venv.close()
         model.save(self.sft_zip)
         return {"n_demos": len(demos), "n_turns": n_turns, "expert_rate": sum(e.success for e in demos) / len(demos)}
@@ -298,22 +298,18 @@ class Study:
         return found
 
 
-class _OnePart:
-    """A callback that ends learning when one pass over a part is done."""
+class _OnePart(BaseCallback):
+    """Ends learning when one pass over a part is done."""
 
-    def __new__(cls) -> Any:
-        from stable_baselines3.common.callbacks import BaseCallback
+    _seen = 0
 
-        class OnePart(BaseCallback):
-            seen = 0
+    def _on_rollout_start(self) -> None:
+        self._seen += 1
+        if self._seen > 1:
+            raise StopLearning
 
-            def _on_rollout_start(self) -> None:
-                self.seen += 1
-
-            def _on_step(self) -> bool:
-                return self.seen < 2
-
-        return OnePart()
+    def _on_step(self) -> bool:
+        return True
 
 
 # ---------------------------------------------------------------------- report
