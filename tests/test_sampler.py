@@ -19,7 +19,7 @@ from algorithms.common.acting.policy import LLMPolicy
 from algorithms.common.acting.requests import Request
 from algorithms.common.acting.rollouts import RolloutTask, collect
 from algorithms.common.acting.sampler import ServerTokenActor
-from tests.algorithm_helpers import make_alfworld, make_model, make_toy
+from tests.algorithm_helpers import make_model, make_toy
 from tests.cli_helpers import SMALL_PRM, SMALL_RUN, Cli
 from tests.llm_helpers import COMMANDS, TASK, randomise, save_random_model
 from tests.vllm_server import VLLM, serving
@@ -45,15 +45,15 @@ def server(chatty: str) -> Iterator[VLLM]:
 
 
 def policy_of(base: str, mode: str = "constrained", reason: bool = False, **kwargs: Any) -> LLMPolicy:
-    env = make_alfworld(1)
+    env = make_toy(1)
     kwargs = {"max_new_tokens": 8, **kwargs}
     policy = LLMPolicy(env.observation_space, env.action_space, None, base, action_mode=mode, reason=reason, **kwargs)
-    randomise(policy.lm, "policy")
+    randomise(policy.lm, "policy", scale=0.02)
     return policy
 
 
 def played(policy: LLMPolicy, server: VLLM, n: int = 3, steps: int = 3, n_candidates: int = 1) -> list[Any]:
-    venv = make_alfworld(2)
+    venv = make_toy(2)
     with ServerSampler(policy, venv, f"vllm:{server.url}") as sampler:
         actor = policy.actor(2, n_candidates=n_candidates)
         tasks = [RolloutTask({"game": i}, (0, i), max_turns=steps) for i in range(n)]
@@ -81,7 +81,7 @@ def test_a_greedy_server_says_what_a_greedy_policy_says(chatty: str, server: VLL
     policy = policy_of(chatty, mode, reason)
     commands = ["look", "inventory"]
     assert len({policy.lm.prompt.command_ids(c)[0] for c in commands}) == 2
-    with ServerSampler(policy, make_alfworld(1), f"vllm:{server.url}") as sampler:
+    with ServerSampler(policy, make_toy(1), f"vllm:{server.url}") as sampler:
         sampler.push()
         remote = ServerTokenActor(policy, sampler.client, temperature=0.0, n_candidates=1)
         local = policy.actor(1, temperature=0.0)
@@ -100,12 +100,12 @@ def test_a_greedy_server_says_what_a_greedy_policy_says(chatty: str, server: VLL
 
 def test_commands_are_drawn_from_the_policys_distribution(chatty: str, server: VLLM) -> None:
     policy = policy_of(chatty)
-    request = Request(0, TASK, "You see a mug 1.", COMMANDS[:6] + COMMANDS[-3:], np.random.default_rng(1))
+    request = Request(0, TASK, "You see a mug 1.", COMMANDS[:4] + COMMANDS[-3:], np.random.default_rng(1))
     local = policy.actor(1)
     local.start(0, TASK, [])
     expected = local.log_probs([request])[0].exp().numpy()
-    n = 400
-    with ServerSampler(policy, make_alfworld(1), f"vllm:{server.url}") as sampler:
+    n = 150
+    with ServerSampler(policy, make_toy(1), f"vllm:{server.url}") as sampler:
         sampler.push()
         remote = ServerTokenActor(policy, sampler.client, temperature=1.0, n_candidates=1)
         drawn: Counter[str] = Counter()
@@ -117,8 +117,8 @@ def test_commands_are_drawn_from_the_policys_distribution(chatty: str, server: V
         ]
         drawn.update(answer.command for answer in remote.answer(requests))
     share = np.array([drawn[c] / n for c in request.admissible_commands])
-    # Five standard deviations of a share.
-    assert np.all(np.abs(share - expected) <= 5 * np.sqrt(expected * (1 - expected) / n) + 1e-3)
+    # Five standard deviations of a share, and three draws of what is hardly ever drawn.
+    assert np.all(np.abs(share - expected) <= 5 * np.sqrt(expected * (1 - expected) / n) + 3 / n)
     assert np.ptp(expected) > 0.02  # a uniform draw would be seen
 
 
@@ -148,7 +148,7 @@ class TestAdapters:
 
     def test_each_collection_plays_with_the_adapter_of_now(self, chatty: str, server: VLLM, tmp_path: Path) -> None:
         policy = policy_of(chatty)
-        venv = make_alfworld(2)
+        venv = make_toy(2)
         with ServerSampler(policy, venv, f"vllm:{server.url}", folder=tmp_path / "adapters") as sampler:
             for i in range(3):
                 randomise(policy.lm, "policy", seed=i)
@@ -185,7 +185,7 @@ class TestAdapters:
 
     def test_a_server_without_lora_says_what_to_do(self, chatty: str) -> None:
         policy = policy_of(chatty)
-        sampler = ServerSampler(policy, make_alfworld(1), "vllm:http://127.0.0.1:9/v1", max_retries=0, timeout=1.0)
+        sampler = ServerSampler(policy, make_toy(1), "vllm:http://127.0.0.1:9/v1", max_retries=0, timeout=1.0)
         with pytest.raises(ServerError, match="Is the server up"):
             sampler.push()
 
@@ -199,7 +199,7 @@ class TestAdapters:
     )
     def test_what_cannot_be_sampled_is_refused(self, chatty: str, kwargs: dict[str, Any], url: str, said: str) -> None:
         with pytest.raises(ValueError, match=said):
-            ServerSampler(policy_of(chatty, **kwargs), make_alfworld(1), url)
+            ServerSampler(policy_of(chatty, **kwargs), make_toy(1), url)
 
 
 class TestLearning:

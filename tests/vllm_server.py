@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from agentprm_gym.llm.model import LanguageModel
-from agentprm_gym.llm.packing import TokenTree, pack
+from agentprm_gym.llm.packing import TokenTree
 
 
 @dataclass
@@ -71,7 +71,8 @@ class VLLM:
             stop.add(int(self.lm.tokenizer.eos_token_id))
         with self.lm.active(adapter):
             for _ in range(body["max_tokens"]):
-                logits = self.lm.logits(self.lm.hidden(pack([TokenTree(ids)], 0))[0, -1])
+                hidden, starts = self.lm.tree_hidden([TokenTree(ids)], [[len(ids) - 1]])
+                logits = self.lm.logits(hidden[starts[0] + len(ids) - 1])
                 log_prob = logits.log_softmax(-1)
                 if body.get("allowed_token_ids") is not None:
                     masked = torch.full_like(logits, -torch.inf)
