@@ -11,12 +11,21 @@ from typing import Any
 import torch
 from stable_baselines3.common.logger import KVWriter, Logger
 
-from algorithms import SFT, AgentPRM, InversePRM, join
+from algorithms import SFT, join
 from algorithms.common.learning.optim import Updater
-from tests.algorithm_helpers import ALGORITHMS, household_demonstrations, make_alfworld, make_toy, merged, not_saved
+from tests.algorithm_helpers import ALGORITHMS, household_demonstrations, make_toy, merged, not_saved
 
-#: Pieces of which two make a minibatch, so that each of two processes has something to do.
-SPLIT: dict[str, Any] = {"micro_batch_size": 3}
+#: Pieces of which two make a minibatch, so that each of two processes has something to do; and enough updates to tell.
+SPLIT: dict[str, dict[str, Any]] = {
+    "SFT": {"batch_size": 5},
+    "GRPO": {"n_games": 3, "n_epochs": 2},
+    "PPO": {"n_epochs": 2},
+    "RFT": {"n_games": 4, "n_epochs": 2},
+    "OnlineDPO": {"n_games": 4, "n_epochs": 2},
+    # Without evidence and margin the PRM alone makes pairs, whatever was won.
+    "AgentPRM": {"improve": {"prior_visits": None, "margin": 0.0, "n_updates": 3}},
+    "InversePRM": {},
+}
 
 
 class Kept(KVWriter):
@@ -45,18 +54,14 @@ def train(name: str, base: str, folder: Path) -> dict[str, Any]:
 
     Updater.step = noted  # type: ignore[method-assign]
     algorithm, small = ALGORITHMS[name]
-    household = algorithm in (AgentPRM, InversePRM)
-    settings = merged(small, not_saved(algorithm), SPLIT)
-    if household and algorithm is InversePRM:
-        settings["demonstrations"] = household_demonstrations(3)
+    settings = merged(small, not_saved(algorithm), {"micro_batch_size": 3}, SPLIT[name])
     if algorithm is SFT:
-        settings |= {"demonstrations": household_demonstrations(11), "batch_size": 5}
-    venv = make_alfworld(4) if household else make_toy(4)
-    model = algorithm(base, venv, **settings)
+        settings["demonstrations"] = household_demonstrations(11)
+    model = algorithm(base, make_toy(4), **settings)
     kept = Kept()
     model.set_logger(Logger(folder=None, output_formats=[kept]))
     model.checkpoint_dir = folder / name
-    model.learn(200 if algorithm is SFT else 1)
+    model.learn(100 if algorithm is SFT else 1)
     Updater.step = step  # type: ignore[method-assign]
     weights = torch.cat([p.detach().reshape(-1) for p in model.lm.adapter_parameters("policy")])
     return {

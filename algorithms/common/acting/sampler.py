@@ -383,6 +383,8 @@ class ServerSampler:
                 rng = np.random.default_rng([*task.seed, 1])
                 for t, score in zip(which, scores, strict=True):
                     turn = rollout.episode.turns[t]
+                    if task.first_command is not None and t == rollout.n_history:
+                        continue  # the task chose, not the policy
                     if score.path is not None:
                         turn.log_prob = float(score.log_prob)
                     if n_candidates > 1 and score.commands is not None and turn.is_admissible:
