@@ -1,0 +1,33 @@
+"""The study of a real language model, with a tiny one in its place: it stops, goes on, and ends with a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.real_lm_study import main
+from tests.llm_helpers import save_architecture
+
+
+@pytest.mark.slow
+def test_it_stops_goes_on_and_ends_with_a_page(tmp_path: Path) -> None:
+    model = save_architecture(tmp_path / "llama", "llama", max_position_embeddings=8192)
+    words = ["--quick", "--model", model, "--threads", "1", "--work", str(tmp_path / "work")]
+    words += ["--out", str(tmp_path / "study.json")]
+    calls = 0
+    while main([*words, "--minutes", "0.001"]) == 3:  # one stage, or a part of one, each
+        calls += 1
+        assert calls < 40
+    assert calls > 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.zip")}
+    assert main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.zip")} == before
+    figures = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))["figures"]
+    for name in ("prompted", "sft", "best_of_2", "best_of_4", "best_of_8", "agentprm"):
+        assert 0 <= figures[f"{name}_low"] <= figures[f"{name}_rate"] <= figures[f"{name}_high"] <= 1
+    assert figures["answers_base_malformed"] == 1.0  # a random model says nothing that could be read
+    assert {"ranking_prm/pair_accuracy", "ranking_cloned/pair_accuracy", "seconds_sft_training"} <= set(figures)
+    page = (tmp_path / "study.md").read_text(encoding="utf-8")
+    assert "say nothing" in page and "(Q 0." in page
