@@ -7,6 +7,7 @@ import time
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agentprm_gym.checks import check_float
+from algorithms.common.acting.ranks import ranks
 
 
 class Deadline(BaseCallback):
@@ -39,7 +40,8 @@ class Deadline(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # SB3 asks at steps only: the next iteration ends at its first one, before anything is learnt from it.
-        self.is_over = self._has_begun and time.monotonic() >= self._end
+        # Where several processes train together, the first one's clock counts.
+        self.is_over = ranks().agreed(self._has_begun and time.monotonic() >= self._end)
         self._has_begun = True
 
     def _on_step(self) -> bool:
