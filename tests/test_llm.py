@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agentprm_gym.episodes import Turn
+from agentprm_gym.llm.cache import token_bytes
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.llm.model import AdapterMismatchError, LanguageModel
 from agentprm_gym.llm.packing import TokenTree, pack
@@ -133,6 +134,27 @@ def test_a_small_cache_changes_nothing_but_the_work(folder: str) -> None:
         tiny = PolicyActor(Responder(lm), "policy", 1, cache_tokens=8)
         tiny.start(0, "look.", [])
         tiny.answer(requests(episodes[:1], 0))
+
+
+def test_too_little_memory_of_the_machine_is_slower_and_not_the_end(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a GPU raises an error that can be caught, the operating system would end the program."""
+    lm, episodes = load(folder), make_episodes(6)
+    plain = act(lm, "constrained", episodes, 6)
+    shape = lm.base.config.get_text_config()
+    assert token_bytes(shape, torch.float32) == 2 * 2 * 2 * 8 * 4  # layers, heads of keys, numbers, bytes
+    lm.max_context = 700  # two transcripts of that length are kept whatever there is
+    monkeypatch.setattr("agentprm_gym.llm.cache.available_memory", lambda: 1000)
+    with pytest.warns(RuntimeWarning, match=r"holds the caches of \d of 6 transcripts.*--n-envs"):
+        short = act(lm, "constrained", episodes, 6)
+    assert [[t.command for t in e.turns] for e in short] == [[t.command for t in e.turns] for e in plain]
+    decoder = TranscriptDecoder(lm, 6)
+    assert decoder.max_tokens == 2 * 700
+    # Enough memory, or a machine that does not tell: no limit.
+    for free in (10**9, None):
+        monkeypatch.setattr("agentprm_gym.llm.cache.available_memory", lambda free=free: free)
+        assert TranscriptDecoder(lm, 6).max_tokens is None
 
 
 def test_candidates_share_one_reading(folder: str) -> None:

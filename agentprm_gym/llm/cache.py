@@ -6,7 +6,56 @@ row's committed length is for the nodes of a token tree, which live for the one 
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
+
+#: Share of the memory that is free which a cache may take. There may be two: a policy's and a process reward model's.
+_SHARE = 0.4
+
+
+def available_memory() -> int | None:
+    """Bytes of this machine's memory that programs can get now; ``None`` where it does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration, IndexError):
+        return None
+
+
+def token_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Bytes that the keys and values of one token take in all layers.
+
+    Args:
+        config: of the decoder of text.
+        dtype: of the keys and values.
+    """
+    heads = int(config.num_attention_heads)
+    key_heads = int(getattr(config, "num_key_value_heads", None) or heads)
+    dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return 2 * int(config.num_hidden_layers) * key_heads * dim * dtype.itemsize
+
+
+def tokens_that_fit(config: Any, dtype: torch.dtype, n_rows: int, context: int) -> int | None:
+    """How many tokens a cache in this machine's memory may hold, where its rows could outgrow it.
+
+    On a GPU too little memory is an error that can be caught. On the CPU the operating system ends the program.
+
+    Args:
+        config: of the decoder of text.
+        dtype: of the keys and values.
+        n_rows: how many transcripts are kept at once.
+        context: tokens that a transcript can have.
+
+    Returns:
+        Tokens over all rows, at least those of two transcripts; ``None`` where all rows fit, or the memory is not known.
+    """
+    free = available_memory()
+    if free is None:
+        return None
+    fits = int(_SHARE * free) // token_bytes(config, dtype)
+    return None if n_rows * context <= fits else max(fits, 2 * context)
 
 
 class RaggedCache:

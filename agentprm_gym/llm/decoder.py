@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from agentprm_gym.llm import lean
-from agentprm_gym.llm.cache import RaggedCache
+from agentprm_gym.llm.cache import RaggedCache, tokens_that_fit
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.llm.packing import PackedTrees, TokenTree, tree_block
 
@@ -89,14 +89,20 @@ class TranscriptDecoder:
         Args:
             model: the language model; the caller activates the adapter around :meth:`extend`.
             n_rows: how many transcripts are kept at once, 1 or more; more transcripts are served in turns.
-            max_tokens: tokens that the cache may hold over all rows, 1 or more; ``None``: no limit. Beyond it the rows that
-                were not used for longest lose their caches and are read again when they are needed.
+            max_tokens: tokens that the cache may hold over all rows, 1 or more; ``None``: no limit on a GPU, and on the CPU
+                what the memory that is free can hold. Beyond it the rows that were not used for longest lose their caches
+                and are read again when they are needed.
 
         Raises:
             ValueError: a number is below 1.
         """
         if n_rows < 1 or (max_tokens is not None and max_tokens < 1):
             raise ValueError(f"expected at least one row and one token, got {n_rows} and {max_tokens}")
+        # Whether to say that the memory is short: not where the user chose the limit.
+        self._warns = max_tokens is None
+        if max_tokens is None and model.device.type == "cpu" and model.context_length is not None:
+            config = model.base.config.get_text_config()
+            max_tokens = tokens_that_fit(config, model.base.dtype, n_rows, model.context_length)
         self.model, self.max_tokens = model, max_tokens
         self.cache = RaggedCache(n_rows, max_tokens=max_tokens)
         self.n_fed = self.n_evicted = self.n_out_of_memory = 0
@@ -261,6 +267,7 @@ class TranscriptDecoder:
             )
         allowed = self.max_tokens // width
         if allowed < n_slots:
+            self._warn_of_little_memory(allowed, n_slots, width)
             wanted = {e.row for e in extensions}
             # Keep what is needed now and was used last.
             ranked = sorted(enumerate(self._slots), key=lambda x: (x[1] in wanted, x[0]), reverse=True)
@@ -274,6 +281,17 @@ class TranscriptDecoder:
             self._slots = OrderedDict((name, index[self._slots[name]]) for name in order)
             n_slots = len(rows)
         return n_slots
+
+    def _warn_of_little_memory(self, allowed: int, n_slots: int, width: int) -> None:
+        if self._warns:
+            self._warns = False
+            warnings.warn(
+                f"this machine's memory holds the caches of {allowed} of {n_slots} transcripts of {width} tokens: the others "
+                f"are read again at each turn, which is slower; set n_envs (--n-envs) to {allowed} or less, or max_context in "
+                "policy_kwargs lower",
+                RuntimeWarning,
+                stacklevel=5,
+            )
 
     # Forward ----------------------------------------------------------------------------------
     def _forward(self, batch: Sequence[_Feed]) -> list[torch.Tensor]:

@@ -198,7 +198,9 @@ def _evaluate(args: argparse.Namespace, model: str, console: Console) -> None:
     from algorithms.common.measure.evaluation import by_task_type
     from algorithms.common.shell.load import load_actor
 
-    venv = environments.make_env(args, **_limits(args))
+    # Not more environments than games: each has a cache, and for a large model memory counts.
+    n_envs = min(args.n_envs, args.max_games or args.n_envs)
+    venv = environments.make_env(argparse.Namespace(**{**vars(args), "n_envs": n_envs}), **_limits(args))
     actor = load_actor(
         model,
         venv,
