@@ -367,7 +367,7 @@ class TestRealModel:
         lm = LanguageModel.load("smollm2-135m")
         assert sum(p.numel() for p in lm.base.parameters()) == REAL.parameters
         # Facts that any random model gets wrong.
-        for text, expected in (("The capital of France is", " Paris"), ("Monday, Tuesday, Wednesday,", " Thursday")):
+        for text, expected in (("The capital of France is", " Paris"), ("One, two, three, four,", " five")):
             ids = lm.tokenizer(text, return_tensors="pt").input_ids
             with torch.no_grad():
                 likeliest = int(lm.base(input_ids=ids).logits[0, -1].argmax())
