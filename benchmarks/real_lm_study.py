@@ -17,8 +17,8 @@ and differences from the cloned policy with McNemar's exact test. One seed: betw
 
 Work is kept in ``--work``: a stage that is done is not done again, an evaluation goes on with the games that are left, AgentPRM
 with its next stage, SFT with its next part. With ``--minutes`` nothing new is begun after so many minutes of this call; run the
-same line again to go on. From what one core computes (94 tokens a second forward, 54 forward and backward) all of it takes about
-three hours on two free cores. ``seconds`` in the result says where the time went. The page
+same line again to go on. From what one core computes (94 tokens a second forward, 54 forward and backward) all of it takes
+about three hours on two free cores. ``seconds`` in the result says where the time went. The page
 ``benchmarks/results/real_lm_study.md`` shows the table and one whole episode with its reasons and the PRM's scores.
 """
 
