@@ -20,7 +20,7 @@ from algorithms.common.acting.requests import Request
 from algorithms.common.acting.rollouts import RolloutTask, collect
 from algorithms.common.acting.sampler import ServerTokenActor
 from tests.algorithm_helpers import make_model, make_toy
-from tests.cli_helpers import SMALL_PRM, SMALL_RUN, Cli
+from tests.cli_helpers import SMALL_PRM, Cli
 from tests.llm_helpers import COMMANDS, TASK, randomise, save_random_model
 from tests.vllm_server import VLLM, serving
 
@@ -241,7 +241,9 @@ class TestLearning:
             model.learn(1)
 
     def test_the_command_line(self, chatty: str, server: VLLM, cli: Cli, tmp_path: Path) -> None:
-        words = ("--policy", chatty, "--iterations", 1, "--out", "run", *SMALL_RUN, "--set", *SMALL_PRM)
+        small = (*SMALL_PRM, "rollout.n_branch_states=2", "n_validation_games=0")
+        words = ("--policy", chatty, "--env", "TextIdentity-v0", "--iterations", 1, "--out", "run", "--n-envs", 2)
+        words = (*words, "--threads", 1, "--set", *small)
         done = cli("train", "--algo", "agentprm", "--sampler", f"vllm:{server.url}", *words)
         assert done.status == 0, done.err
         assert (tmp_path / "run" / "model.zip").is_file() and server.lm.adapters == []
