@@ -98,6 +98,7 @@ def test_only_the_first_writes_checkpoints(results: Any) -> None:
     assert not list(folder.rglob("*.part*"))
 
 
+@pytest.mark.slow
 def test_the_command_line_trains_in_two_processes_into_one_folder(learner: str, tmp_path: Path) -> None:
     words = ["train", "--algo", "sft", "--policy", learner, "--games", "generated", "--n-demos", "4", "--epochs", "1"]
     program = ["-c", "import sys; from algorithms.cli import main; sys.exit(main(sys.argv[1:]))", *words]
