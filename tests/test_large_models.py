@@ -126,7 +126,7 @@ class TestCheckpointing:
             nonlocal calls
             calls += 1
 
-        layer.mlp.register_forward_hook(count)
+        layer.mlp.register_forward_pre_hook(count)  # what is computed again ends as soon as it can
         lm.fast = False
         with torch.no_grad(), lm.active("policy"):
             lm.tree_hidden([TokenTree([1, 2, 3])])
