@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.prm_study_parts import ITERATED, TITLES, Study, lines, pair_title
+from benchmarks.prm_study_parts import ITERATED, TITLES, Study, lines, pair_title, start_title
 
 
 def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
@@ -40,17 +40,17 @@ def draw(figures: Mapping[str, float], study: Study, path: Path) -> None:
             # Of these only the end was measured, where its budget is that of all iterations.
             points = {0.0: key.format("sft"), last + 0.06 * (i + 1): key.format(name)}
             plot(left, TITLES[name], points, color=f"C{len(ITERATED) + i}", linestyle=":")
-        left.set_xticks(range(last + 1), ["SFT", *map(str, range(1, last + 1))])
+        left.set_xticks(range(last + 1), ["SFT" if start else "base", *map(str, range(1, last + 1))])
         left.set_xlabel("iteration")
         for i, (line, pair) in enumerate(lines(settings).items()):
             curve = {float(n): f"sft{start}_best_of_{n}_{line}" for n in study.best_of}
-            plot(right, pair_title(*pair), curve, color=f"C{len(ITERATED) + 2 + i}")
+            plot(right, pair_title(start, *pair), curve, color=f"C{len(ITERATED) + 2 + i}")
         right.set_xscale("log", base=2)
         right.set_xticks(study.best_of, list(map(str, study.best_of)))
         right.set_xlabel("N of best-of-N")
         for panel in (left, right):
             panel.set_ylabel("success % on valid_seen")
-            panel.set_title(f"from SFT on {start} demonstrations", fontsize="medium")
+            panel.set_title(f"from {start_title(start)}", fontsize="medium")
             panel.grid(alpha=0.25)
             panel.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,13 @@
-"""PRM study: what process rewards add to demonstrations, ``python -m benchmarks.prm_study [--quick] [--starts 10 100]``.
+"""PRM study: what process rewards add to demonstrations, ``python -m benchmarks.prm_study [--quick] [--starts 0 10 100]``.
 
-Two starts, SFT on 10 and on 100 demonstrations of the searching expert, and three seeds of each. From a start: three
-iterations of AgentPRM; with as many environment steps (what AgentPRM played to choose its best iteration included) RFT, which
-imitates what it won and has no PRM, and GRPO on outcomes; GRPO for as many minutes; and two iterations of InversePRM on the
-demonstrations that the start was cloned from. AgentPRM and InversePRM have their default settings, but for the number of
-episodes of InversePRM from 10 demonstrations. Every policy plays every ``valid_seen`` game once, sampled at temperature 1, some
-of them greedily and on ``valid_unseen``, too. Then best-of-N: with the policy and the PRM of the last iteration, and with the
-start's policy and the PRM that was fitted to its rollouts, which is a process reward model against which nothing was trained
-yet; with this one also without the policy's log-probability.
+Three starts, the bundled model as it is, and SFT on 10 and on 100 demonstrations of the searching expert, and three seeds of
+each. From a start: three iterations of AgentPRM; with as many environment steps (what AgentPRM played to choose its best
+iteration included) RFT, which imitates what it won and has no PRM, and GRPO on outcomes; GRPO for as many minutes; and two
+iterations of InversePRM on the demonstrations that the start was cloned from, if any. AgentPRM and InversePRM have their
+default settings, but for the number of episodes of InversePRM from 10 demonstrations. Every policy plays every ``valid_seen``
+game once, sampled at temperature 1, some of them greedily and on ``valid_unseen``, too. Then best-of-N: with the policy and
+the PRM of the last iteration, and with the start's policy and the PRM that was fitted to its rollouts, which is a process
+reward model against which nothing was trained yet; with this one also without the policy's log-probability.
 
 Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
 as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of
@@ -55,6 +55,7 @@ from benchmarks.prm_study_parts import (
     policies,
     policy_title,
     read_row,
+    start_title,
 )
 
 RESULTS = Path(__file__).parent / "results"
@@ -211,7 +212,7 @@ def tables(figures: Mapping[str, float], study: Study, n_seeds: Mapping[int, int
     for start, settings in study.settings.items():
         n = n_seeds[start]
         intervals = f"{n} seeds, 95 % intervals over these" if n > 1 else "1 seed"
-        how = f"SFT on {start} demonstrations, {intervals}"
+        how = f"{start_title(start)}, {intervals}"
         columns = {
             "success %": ("_success", ""),
             "against SFT": ("_minus_sft", "+"),
@@ -225,10 +226,10 @@ def tables(figures: Mapping[str, float], study: Study, n_seeds: Mapping[int, int
         for policy in policies(settings):
             key = f"sft{start}_{policy}"
             cells = [_cell(figures, key + figure, sign) for figure, sign in columns.values()]
-            rows.append([policy_title(policy), *cells, f"{figures[f'{key}_mean_steps']:.1f}"])
+            rows.append([policy_title(policy, start), *cells, f"{figures[f'{key}_mean_steps']:.1f}"])
         out.append(Figures(f"success % on valid_seen, sampled; {how}", ["policy", *columns, "mean steps"], rows))
         rows = [
-            [pair_title(*pair), *(_cell(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of)]
+            [pair_title(start, *pair), *(_cell(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of)]
             for line, pair in lines(settings).items()
         ]
         columns_n = ["policy, PRM", *map(str, study.best_of)]
@@ -255,7 +256,7 @@ def goal_table(figures: Mapping[str, float], study: Study) -> Figures:
             low = f", from {figures[f'{key}_low']:+.1f}" if f"{key}_low" in figures else ""
             cells.append(f"{figures[key]:+.1f}{low}" if key in figures else "")
         rows.append([name, *cells])
-    columns = ["difference", *(f"from SFT on {start}" for start in study.settings)]
+    columns = ["difference", *(f"from {start_title(start)}" for start in study.settings)]
     return Figures("in points, seed by seed; from: lower end of the 95 % interval", columns, rows)
 
 

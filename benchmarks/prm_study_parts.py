@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from algorithms.cli.output import write_json
+from algorithms.cli.output import provenance, write_json
 from algorithms.common.measure.comparison import read_curves
 from algorithms.common.shell.checkpoints import state_path
 
@@ -65,6 +65,8 @@ class Settings:
 
 #: Number of demonstrations of a start, and what is done with it and from it; AgentPRM and InversePRM have their defaults.
 STARTS: dict[int, Settings] = {
+    # The bundled model as it is: InversePRM has nothing to learn from.
+    0: Settings(inverseprm_iterations=0, wide_iterations=0, gail_iterations=0, implicit=False),
     # InversePRM has a few hundred episodes to learn from, though there are but ten games of demonstrations.
     10: Settings(
         inverseprm=("rollout.n_repeats=10", "rollout.n_other_games=200"),
@@ -204,16 +206,23 @@ def lines(settings: Settings) -> dict[str, tuple[str, str, float]]:
     return {line: how for line, how in BEST_OF_LINES.items() if set(how[:2]) <= set(names)}
 
 
-def policy_title(policy: str) -> str:
+def start_title(start: int) -> str:
+    """A start's name for people."""
+    return f"SFT on {start} demonstrations" if start else "the bundled model, no demonstrations"
+
+
+def policy_title(policy: str, start: int) -> str:
     """A policy's name for people."""
+    if policy == "sft" and not start:
+        return "the bundled model"
     name, _, iteration = policy.rpartition("_")
     return TITLES[policy] if policy in TITLES else f"{ITERATED[name]}, iteration {iteration}"
 
 
-def pair_title(policy: str, prm: str, weight: float) -> str:
+def pair_title(start: int, policy: str, prm: str, weight: float) -> str:
     """A policy, the PRM that chooses for it, and what the policy's own opinion counts, for people."""
     which = "its PRM" if policy == prm else f"PRM of iteration {prm.rpartition('_')[2]}"
-    return f"{policy_title(policy)}, {which}" + (f" + {weight:g} log pi" if weight else " alone")
+    return f"{policy_title(policy, start)}, {which}" + (f" + {weight:g} log pi" if weight else " alone")
 
 
 # ---------------------------------------------------------------------- parts
@@ -300,6 +309,9 @@ class Study:
     def train(self, start: int, seed: int, part: str) -> None:
         """Train a part: one of :data:`PARTS`."""
         settings = self.settings[start]
+        if part == "sft" and not start:
+            save_base(self.part(start, seed, part), seed)
+            return
         if part == "sft":
             chosen = settings.sft
             args: list[object] = ["--algo", "sft", "--n-demos", start, "--epochs", settings.epochs]
@@ -372,6 +384,8 @@ class Study:
         """
         from agentprm_gym.llm.saving import read_save
 
+        if part == "sft" and not start:
+            return 0, 0.0
         out = self.part(start, seed, part)
         manifest = read_save(out / "model.zip").manifest
         steps = int(manifest["counters"]["num_timesteps"])
@@ -413,6 +427,18 @@ class Study:
             for (start, seed, c), _ in zip(plays, pool.map(lambda x: self.evaluate(*x), plays), strict=True):
                 row = read_row(self.evaluation(start, seed, c))
                 print(f"sft{start}, seed {seed}: {c.name} {100 * row['success']:.1f} %", flush=True)
+
+
+def save_base(out: Path, seed: int) -> None:
+    """Save the bundled model as it is as a policy, with the files of a run that the study reads."""
+    from algorithms import SFT
+    from algorithms.common.measure.evaluation import make_eval_env
+
+    if not (out / "model.zip").exists():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "settings.json", {"commit": provenance()["commit"]})
+        venv = make_eval_env(n_envs=1, games="generated", split="train")
+        SFT("tiny", venv, seed=seed).save(out / "model.zip")
 
 
 def _digest(path: Path) -> str:

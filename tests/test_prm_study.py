@@ -9,8 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from algorithms import SFT
+from algorithms.common.measure.evaluation import make_eval_env
 from benchmarks import prm_study, prm_study_parts
 from benchmarks.prm_study import Measured, differences, figures_of, goals, measured_before, seed_rows
 from benchmarks.prm_study_parts import PARTS, Condition, Settings, Study, conditions, parts_of
@@ -130,6 +133,18 @@ def test_other_seeds_of_the_result_file_stay_where_settings_and_games_are_the_sa
     assert "SFT on 77, seed 3 was measured with other settings" in capsys.readouterr().out
     other, _ = measured_before(path, study, {"hash": "other"}, now)
     assert other == {}
+
+
+def test_the_bundled_model_is_a_start_that_costs_nothing(tmp_path: Path) -> None:
+    study = Study(tmp_path, {0: prm_study_parts.STARTS[0]})
+    study.train(0, 3, "sft")
+    assert study.spent(0, 3, "sft") == (0, 0.0)
+    venv = make_eval_env(n_envs=1, games="generated")
+    saved, base = SFT.load(study.model(0, 3, "sft"), env=None), SFT("tiny", venv, seed=3)
+    for name, weight in saved.lm.adapter_state("policy").items():
+        assert torch.equal(weight, base.lm.adapter_state("policy")[name])
+    assert "inverseprm" not in parts_of(study.settings[0])
+    assert prm_study_parts.policy_title("sft", 0) == "the bundled model"
 
 
 def test_one_seed_has_no_intervals(study: Study) -> None:
