@@ -20,7 +20,7 @@ LOGDIR      ?= runs
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lowest lint types format audit bench docs tensorboard clean
+.PHONY: help install demo test test-slow test-lowest lint types format audit bench docs notebook tensorboard clean
 
 help:
 	@echo "make demo         train AgentPRM from nothing and print the table (DEMO_ARGS=...)"
@@ -33,6 +33,7 @@ help:
 	@echo "make audit        licences of what is installed, and known weaknesses where pip-audit reaches a service"
 	@echo "make bench        list the benchmarks; make bench NAME=<one> BENCH_ARGS=--quick runs it"
 	@echo "make docs         build the documentation as a site, in site/; a warning is an error"
+	@echo "make notebook     run docs/first_steps.ipynb and keep what it shows in it"
 	@echo "make tensorboard  show the curves under $(LOGDIR)/ (LOGDIR=...)"
 	@echo "make install      only create $(VENV) and install"
 	@echo "make clean        remove $(VENV) and caches"
@@ -101,6 +102,9 @@ docs: .venv-docs/.installed
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install "$(DOCS)"
 	@touch $@
+
+notebook: $(STAMP)
+	$(BIN)/python docs/run_notebook.py docs/first_steps.ipynb
 
 tensorboard: $(STAMP)
 	$(BIN)/tensorboard --logdir $(LOGDIR)

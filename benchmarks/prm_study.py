@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from algorithms.cli.output import PlainConsole, provenance, write_json, write_text
 from algorithms.common.measure.comparison import mean_interval
+from benchmarks._parts import Floats, read_row
 from benchmarks._prm_study_chart import draw
+from benchmarks._tables import Figures, percent
 from benchmarks.prm_study_parts import (
     BEST_OF,
     BEST_OF_LINES,
@@ -45,7 +45,6 @@ from benchmarks.prm_study_parts import (
     QUICK_START,
     STARTS,
     Condition,
-    Floats,
     Settings,
     Study,
     conditions,
@@ -54,7 +53,6 @@ from benchmarks.prm_study_parts import (
     parts_of,
     policies,
     policy_title,
-    read_row,
     start_title,
 )
 
@@ -169,43 +167,6 @@ def goals(rows: Sequence[Mapping[str, Any]], study: Study, pairs: Sequence[Mappi
 
 
 # ---------------------------------------------------------------------- showing
-def _cell(figures: Mapping[str, float], name: str, sign: str = "") -> str:
-    """A mean in percent with half its interval; empty where there is no such figure."""
-    if name not in figures:
-        return ""
-    half = figures.get(f"{name}_half_interval")
-    return f"{100 * figures[name]:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """A table of figures for people.
-
-    Attributes:
-        title: what it shows.
-        columns: their names; the first is that of the rows' names.
-        rows: cells as text.
-    """
-
-    title: str
-    columns: list[str]
-    rows: list[list[str]]
-
-    def show(self, console: Console) -> None:
-        """Print it."""
-        table = Table(title=self.title)
-        for i, name in enumerate(self.columns):
-            table.add_column(name, justify="right" if i else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        console.print(table)
-
-    def markdown(self) -> str:
-        """It as Markdown."""
-        lines = [f"**{self.title}**", "", *("| " + " | ".join(row) + " |" for row in (self.columns, *self.rows))]
-        return "\n".join([*lines[:3], "|---" * len(self.columns) + "|", *lines[3:]]) + "\n"
-
-
 def tables(figures: Mapping[str, float], study: Study, n_seeds: Mapping[int, int]) -> list[Figures]:
     """Three tables a start: the policies, best-of-N, and what training took; ``n_seeds`` are the seeds of each start."""
     out = []
@@ -225,11 +186,11 @@ def tables(figures: Mapping[str, float], study: Study, n_seeds: Mapping[int, int
         rows = []
         for policy in policies(settings):
             key = f"sft{start}_{policy}"
-            cells = [_cell(figures, key + figure, sign) for figure, sign in columns.values()]
+            cells = [percent(figures, key + figure, sign) for figure, sign in columns.values()]
             rows.append([policy_title(policy, start), *cells, f"{figures[f'{key}_mean_steps']:.1f}"])
         out.append(Figures(f"success % on valid_seen, sampled; {how}", ["policy", *columns, "mean steps"], rows))
         rows = [
-            [pair_title(start, *pair), *(_cell(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of)]
+            [pair_title(start, *pair), *(percent(figures, f"sft{start}_best_of_{n}_{line}") for n in study.best_of)]
             for line, pair in lines(settings).items()
         ]
         columns_n = ["policy, PRM", *map(str, study.best_of)]

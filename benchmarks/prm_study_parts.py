@@ -5,25 +5,15 @@ Over 400 lines: settings and runs of one study belong together.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from algorithms.cli.output import provenance, write_json
-from algorithms.common.measure.comparison import read_curves
-from algorithms.common.shell.checkpoints import state_path
-
-Floats = NDArray[np.float64]
+from benchmarks._parts import Parts, read_row, spent
 
 
 # ---------------------------------------------------------------------- settings
@@ -226,7 +216,7 @@ def pair_title(start: int, policy: str, prm: str, weight: float) -> str:
 
 
 # ---------------------------------------------------------------------- parts
-class Study:
+class Study(Parts):
     """Folders and commands of the study."""
 
     def __init__(
@@ -237,7 +227,8 @@ class Study:
         max_games: int | None = None,
         best_of: Sequence[int] = BEST_OF,
     ) -> None:
-        self.folder, self.settings, self.max_games, self.best_of = folder, dict(settings), max_games, tuple(best_of)
+        super().__init__(folder, ("--games", "generated", "--threads", 1))
+        self.settings, self.max_games, self.best_of = dict(settings), max_games, tuple(best_of)
 
     def part(self, start: int, seed: int, name: str) -> Path:
         """Folder of a part."""
@@ -262,49 +253,6 @@ class Study:
                 "each iteration; delete the folder to train it again with such a one"
             )
         return path
-
-    def run(self, out: Path, done: str, *args: object) -> None:
-        """Run ``agentprm ... --out OUT`` in a process of its own, on one core, unless that is done.
-
-        What is asked for is left in ``OUT/asked.json``, with a hash of each model that goes in: what is done with other
-        settings, or of a model that has been trained anew since, must not stand beside the rest.
-
-        Args:
-            out: the part's folder.
-            done: the file in it that is there when the part is done.
-            args: the command line; a ``Path`` is a file that goes in.
-
-        Raises:
-            RuntimeError: with what it said, if it failed; or if it was done with other settings.
-        """
-        asked = {
-            # Some name a file within a text; the folder may be moved.
-            "args": [str(x).replace(f"{self.folder}/", "") for x in args],
-            "inputs": {str(x.relative_to(self.folder)): _digest(x) for x in args if isinstance(x, Path)},
-        }
-        record = out / "asked.json"
-        if (out / done).exists():
-            found = json.loads(record.read_text()) if record.exists() else asked
-            if found != asked:
-                before, now = (" ".join(x["args"]) for x in (found, asked))
-                what = (
-                    f"was made by\n  {before}\nand now would be by\n  {now}" if before != now else "is of older models"
-                )
-                raise RuntimeError(f"{out} {what}\nDelete it to make it again, or choose another --runs.")
-            return
-        words_of: list[object] = [*args, "--games", "generated", "--threads", 1, "--out", out]
-        if state_path(out).exists():
-            if json.loads(record.read_text()) != asked:
-                raise RuntimeError(
-                    f"{out} holds an unfinished run with other settings; delete it, or choose another --runs"
-                )
-            words_of = ["train", "--resume", out]
-        write_json(record, asked)
-        command = [sys.executable, "-m", "algorithms.cli.main", *map(str, words_of)]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        if ended.returncode:
-            words = " ".join(command[2:])
-            raise RuntimeError(f"{words} ended with {ended.returncode}:\n{ended.stdout}{ended.stderr}")
 
     def train(self, start: int, seed: int, part: str) -> None:
         """Train a part: one of :data:`PARTS`."""
@@ -377,23 +325,10 @@ class Study:
         return self.part(start, seed, "eval") / condition.name
 
     def spent(self, start: int, seed: int, part: str) -> tuple[int, float]:
-        """What a finished run took: environment steps, and minutes since ``learn`` began.
-
-        AgentPRM does not count the turns of the games by which it chooses its best iteration. They are outcomes that it sees,
-        so they are added here: as many episodes as it played, each as long as the policy's training episodes at that time.
-        """
-        from agentprm_gym.llm.saving import read_save
-
+        """What a finished part took: environment steps, and minutes; see :func:`benchmarks._parts.spent`."""
         if part == "sft" and not start:
             return 0, 0.0
-        out = self.part(start, seed, part)
-        manifest = read_save(out / "model.zip").manifest
-        steps = int(manifest["counters"]["num_timesteps"])
-        n_validation = manifest["data"].get("n_validation_games") or 0
-        if n_validation:
-            lengths = _curve(out, "rollout/ep_len_mean")  # (K,), before each iteration
-            steps += round(n_validation * float(lengths.sum() + lengths[-1]))
-        return steps, float(_curve(out, "time/time_elapsed")[-1]) / 60
+        return spent(self.part(start, seed, part))
 
     def kept(self, start: int, seed: int) -> int:
         """Which iteration AgentPRM chose by success on held-out train games; 0 is the start."""
@@ -439,27 +374,3 @@ def save_base(out: Path, seed: int) -> None:
         write_json(out / "settings.json", {"commit": provenance()["commit"]})
         venv = make_eval_env(n_envs=1, games="generated", split="train")
         SFT("tiny", venv, seed=seed).save(out / "model.zip")
-
-
-def _digest(path: Path) -> str:
-    """Twelve digits that stand for what a file holds; none for a file that is not there yet."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12] if path.exists() else ""
-
-
-def _curve(run: Path, tag: str) -> Floats:
-    """The values of a tag of one run, (K,)."""
-    (points,) = read_curves({run.name: run / "tb"}, [tag])[0].seeds.values()
-    return points[1]
-
-
-def read_row(evaluation: Path) -> dict[str, Any]:
-    """What ``agentprm eval`` found, over all task types.
-
-    Raises:
-        FileNotFoundError: if it has not been run.
-    """
-    path = evaluation / "result.json"
-    if not path.exists():
-        raise FileNotFoundError(f"no {path}: this part of the study has not been run")
-    row: dict[str, Any] = json.loads(path.read_text())["rows"][-1]
-    return {key: row[key] for key in ("n", "success", "low", "high", "mean_steps")}

@@ -65,6 +65,14 @@ SMALL = {
         "improve={'n_updates': 2}, n_validation_games=2, n_envs=8",
     },
     "games.md": {", 20)": ", 6)"},
+    "tutorial.md": {
+        'generated"), 10)': 'generated"), 3)',
+        "learn(1_000)": "learn(20)",
+        "n_envs=64": "n_envs=4",
+        "n_games=16, group_size=8": "n_games=2, group_size=2",
+        "learn(30_000)": "learn(1)",
+        "range(400)": "range(2)",
+    },
     "your_own.md": {
         "n_games=32, n_envs=32, seed=0).learn(500)": "n_games=2, group_size=2, n_envs=4, seed=0).learn(1)",
         "n_games=8, n_envs=8, seed=0).learn(50)": "n_games=2, group_size=2, n_envs=4, seed=0).learn(1)",
@@ -188,6 +196,30 @@ def test_commands_parse(page: Path) -> None:
             assert end.code == 0, f"{page.name}: {command}"
 
 
+@names(PAGES)
+def test_every_block_is_in_a_language_that_is_tested(page: Path) -> None:
+    """Python runs or is compiled, ``sh`` holds commands that parse, and what else there is has a test of its own."""
+    assert set(re.findall(r"^```(\w[^\n]*)$", text_of(page), re.MULTILINE)) <= {
+        "python",
+        "python no-run",
+        "sh",
+        "bash",  # protocol.md: test_cli_eval.py
+        "yaml",  # command_line.md: test_command_line_page.py
+    }
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            assert not line or line.startswith("agentprm "), f"{page.name}: {line}"
+
+
+@names(PAGES)
+def test_benchmarks_that_are_named_exist_and_have_the_options(page: Path) -> None:
+    for module, words in re.findall(r"python -m benchmarks\.(\w+)((?: [-\w/.|]+)*)", text_of(page)):
+        path = ROOT / "benchmarks" / f"{module}.py"
+        assert path.is_file(), f"{page.name}: no benchmarks/{module}.py"
+        for option in re.findall(r"--[a-z][-a-z]*", words):
+            assert f'"{option}"' in path.read_text(encoding="utf-8"), f"{page.name}: {module} has no {option}"
+
+
 # Options -------------------------------------------------------------------------------------------------------------------
 
 
@@ -270,7 +302,8 @@ def test_the_readme_is_short() -> None:
 
 def test_the_index_lists_all_pages() -> None:
     listed = re.findall(r"^\| \[[^\]]+\]\(([\w.]+)\)", text_of(ROOT / "docs" / "index.md"), re.MULTILINE)
-    assert sorted([*listed, "index.md"]) == [page.name for page in DOCS]
+    notebooks = sorted((ROOT / "docs").glob("*.ipynb"))
+    assert sorted([*listed, "index.md"]) == sorted(page.name for page in [*DOCS, *notebooks])
 
 
 def anchors(page: Path) -> set[str]:

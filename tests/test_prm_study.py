@@ -14,7 +14,7 @@ from rich.console import Console
 
 from algorithms import SFT
 from algorithms.common.measure.evaluation import make_eval_env
-from benchmarks import prm_study, prm_study_parts
+from benchmarks import _parts, prm_study, prm_study_parts
 from benchmarks.prm_study import Measured, differences, figures_of, goals, measured_before, seed_rows
 from benchmarks.prm_study_parts import PARTS, Condition, Settings, Study, conditions, parts_of
 
@@ -207,7 +207,7 @@ def test_what_is_done_is_taken_and_with_other_settings_refused(tmp_path: Path, m
         (out / "model.zip").write_text(f"model {len(calls)}")
         return type("Ended", (), {"returncode": 0})
 
-    monkeypatch.setattr(prm_study_parts.subprocess, "run", run)
+    monkeypatch.setattr(_parts.subprocess, "run", run)
     study.train(20, 0, "sft")
     study.train(20, 0, "sft")
     assert len(calls) == 1 and calls[0][3:8] == ["train", "--algo", "sft", "--n-demos", "20"]

@@ -125,6 +125,11 @@ class GameList(Sequence[Game]):
             self.bad_games.pop(game_id, None)
             return game
 
+    def path(self, index: int) -> str | None:
+        """Return the path of a game's file, without reading it; ``None`` for a generated game."""
+        where = self._entries[index][1]
+        return where if isinstance(where, str) else None
+
     def playable(self, index: int) -> bool:
         """Return whether a game can be played; if not, it is in ``bad_games`` afterwards."""
         try:

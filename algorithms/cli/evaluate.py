@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from algorithms.cli import actors, arguments, configuration, environments, output, progress, results, settings
+from algorithms.common.acting.players import is_player
 from algorithms.common.shell import folders, machine
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "model",
         nargs="?",
-        help="a saved model (.zip), a run's folder, a base model (tiny, a folder, a hub id), or one on a server: openai:URL",
+        help="a saved model (.zip), a run's folder, a base model (tiny, a folder, a hub id), one on a server: openai:URL, or a "
+        "player without a model: random (admissible commands), expert (searches) or planner (sees the whole game)",
     )
     parser.add_argument("--policy", metavar="MODEL", help="another way to name the model")
     parser.add_argument(
@@ -149,7 +151,7 @@ def _check_options(args: argparse.Namespace) -> str:
     arguments.fill_games(args)
     if not arguments.is_alfworld(args) and args.engine is not None:
         raise ValueError(f"--engine runs ALFWorld's games, and --env {args.env} is another environment: leave it out")
-    model = folders.saved_model(model)
+    model = model if is_player(model) else folders.saved_model(model)
     for option, name in (("", model), ("--prm: ", args.prm)):
         if name is not None and name.endswith(".zip") and not Path(name).is_file():
             raise FileNotFoundError(f"{option}no saved model at {name}")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms.cli import actors, arguments, output
+from algorithms.common.acting.players import is_player
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -88,7 +89,7 @@ def about(args: argparse.Namespace, venv: VecEnv, model: str, *, search: str, pl
         "max_games": args.max_games,
         "max_steps": args.step_limit,
         "seed": args.seed,
-        "temperature": args.temperature,
+        "temperature": None if is_player(model) else args.temperature,
         "search": search,
         "n": None if search in ("none", "prm-greedy") else args.best_of or args.n,
         "depth": args.depth if planned else None,

@@ -12,6 +12,7 @@ from agentprm_gym.llm.saving import base_name, load_base, moved, read_save
 from agentprm_gym.prm import load_prm
 from algorithms.common.acting.actors import Actor
 from algorithms.common.acting.planning.options import PLANNERS, SearchOptions, make_planner, needs_prm
+from algorithms.common.acting.players import is_player, make_player
 from algorithms.common.acting.policy import POLICY, LLMPolicy
 from algorithms.common.acting.search import POLICY_WEIGHT, BestOfNActor, LookAheadActor, PRMGreedyActor, VoteActor
 from algorithms.common.acting.server import ServerPolicy, is_server, load_server_policy
@@ -132,7 +133,8 @@ def load_actor(
     """An actor with a row for each environment.
 
     Args:
-        model: see :func:`load_policy`.
+        model: see :func:`load_policy`; or a player without a language model, ``"random"``, ``"expert"`` or ``"planner"``
+            (see :mod:`algorithms.common.acting.players`), which takes no other argument.
         venv: environments.
         search: how a turn's command is found, one of :data:`SEARCHES` (see :mod:`algorithms.common.acting.search`).
         n: draws a turn with ``"best-of-n"`` and ``"vote"``, breadth with ``"look-ahead"``; 1 or more.
@@ -149,8 +151,11 @@ def load_actor(
 
     Raises:
         FileNotFoundError: a zip or its base model is missing.
-        ValueError: the search is unknown, it needs a process reward model that is not there, or it cannot ask a server.
+        ValueError: the search is unknown, it needs a process reward model that is not there, or it cannot ask a server or a
+            player without a language model.
     """
+    if is_player(model):
+        return make_player(model, venv, search=search, prm=prm, base=base, **policy_kwargs)
     model = saved_model(model)
     prm = None if prm is None else saved_model(prm)
     if search not in SEARCHES:
