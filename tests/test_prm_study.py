@@ -205,7 +205,7 @@ def test_what_is_done_is_taken_and_with_other_settings_refused(tmp_path: Path, m
         calls.append(command)
         out = Path(command[command.index("--out") + 1])
         (out / "model.zip").write_text(f"model {len(calls)}")
-        return type("Ended", (), {"returncode": 0})
+        return type("Ended", (), {"returncode": 0, "stdout": "", "stderr": ""})
 
     monkeypatch.setattr(_parts.subprocess, "run", run)
     study.train(20, 0, "sft")
