@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.algorithm_helpers import make_alfworld, make_model
+from tests.llm_helpers import save_random_model
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
@@ -53,35 +53,20 @@ def test_own_algorithm(tmp_path: Path, learner: str) -> None:
     assert re.search(r"^\d+ turns learnt from, credit=0.9$", said, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_train_and_evaluate(tmp_path: Path, learner: str) -> None:
     budget = ("--n-demos", 4, "--n-games", 2, "--n-updates", 2, "--max-games", 4)
     said = run("train_and_evaluate.py", tmp_path, "--policy", learner, *budget)
     assert "of 4 games won" in said and re.search(r"^difference [+-]", said, re.MULTILINE)
 
 
-@pytest.mark.parametrize("kind", ["saved", "none"])
-def test_a_prm_in_another_trainer(tmp_path: Path, learner: str, kind: str) -> None:
-    from algorithms import AgentPRM
-
-    prm: object = "none"
-    if kind == "saved":
-        prm = tmp_path / "agent.zip"
-        make_model(AgentPRM, learner, make_alfworld()).save(prm)
-    said = run("prm_in_your_trainer.py", tmp_path, "--prm", prm, "--episodes", 4, "--games", 1)
-    assert len(re.findall(r"% of the last quarter won", said)) == 4
-
-
-def test_the_linear_policy_learns_a_game_from_exact_advantages(tmp_path: Path) -> None:
-    """That the loop learns at all: with the oracle's advantages in place of a model's it comes to win its game."""
-    source = (ROOT / "examples" / "prm_in_your_trainer.py").read_text()
-    assert 'f"prm:{args.prm}"' in source and '{"form": "advantage"}' in source
-    source = source.replace('f"prm:{args.prm}"', '"oracle_advantage"').replace('{"form": "advantage"}', "{}")
-    (tmp_path / "loop.py").write_text(source)
-    env = {**os.environ, "ALFWORLD_DATA": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "loop.py", "--prm", "x", "--episodes", "200", "--games", "1"]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env, check=True).stdout
-    shares = [int(share) for share in re.findall(r": (\d+) % of the last quarter", said)]
-    assert shares[-1] > shares[0] + 20
+@pytest.mark.slow
+def test_a_prm_in_trl(tmp_path: Path, saved: Path) -> None:
+    pytest.importorskip("trl", reason="needs TRL (pip install agentprm-gym[trl])")
+    model = save_random_model(tmp_path / "model", "qwen3", template=None)
+    small = ("--steps", 2, "--games", 2, "--group-size", 2, "--max-turn-tokens", 4, "--max-tokens", 24, "--cpu")
+    said = run("prm_in_trl.py", tmp_path, "--model", model, "--prm", saved / "agent.zip", *small)
+    assert re.search(r"mean return of each step: -?[\d.]+, -?[\d.]+$", said, re.MULTILINE)
 
 
 def test_a_prompted_model(tmp_path: Path, learner: str) -> None:

@@ -263,11 +263,10 @@ def find_games(
 
 def _read_subset(subset: Mapping[str, int]) -> tuple[int, int, bool]:
     """Each so many games, which of them is meant, and whether it is kept."""
-    rest = dict(subset)
-    every = rest.pop("every", None)
-    (name, place), *more = rest.items() or [("", None)]
-    is_number = type(every) is int and type(place) is int
-    if more or name not in ("keep", "leave_out") or not is_number or not (every >= 2 and 0 <= place < every):
+    rest = {key: value for key, value in subset.items() if type(value) is int}
+    every = rest.pop("every", 0)
+    (name, place), *more = rest.items() or [("", -1)]
+    if more or len(rest) + 1 != len(subset) or name not in ("keep", "leave_out") or not 0 <= place < every or every < 2:
         raise ValueError(
             'expected a subset such as {"every": 10, "keep": 0} or {"every": 10, "leave_out": 0}, the second number from 0 to '
             f"9, got {dict(subset)!r}"

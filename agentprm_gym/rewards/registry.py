@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from numpy.typing import ArrayLike
 
+from agentprm_gym.hub import is_hub
 from agentprm_gym.rewards.base import ProcessReward, ScoredTurn, needs_of
 from agentprm_gym.rewards.combine import AdjustedReward, EnsembleReward, Part, SumReward
 from agentprm_gym.rewards.oracle import OracleAdvantageReward, OraclePotentialReward, OracleQReward
@@ -172,7 +173,7 @@ def _by_name(name: str, kwargs: Mapping[str, Any]) -> ProcessReward:
     if colon and f"{kind}:" in _ENTRIES:
         entry = _ENTRIES[f"{kind}:"]
         # Before the import: a mistyped path should not wait for torch.
-        if entry.file and not Path(rest).is_file():
+        if entry.file and not is_hub(rest) and not Path(rest).is_file():
             raise FileNotFoundError(
                 f"no saved {entry.file} at {rest!r}: expected the zip that an algorithm's save(path) wrote"
             )

@@ -28,6 +28,15 @@ TEMPERATURE = 1.0
 BEST_OF = 8
 _KEPT = "Finished stages are kept in the output folder; the same command goes on from there."
 
+#: How much is done where nobody says otherwise, and with ``--quick``.
+_AMOUNTS: dict[str, Any] = {"n_demos": 150, "iterations": 2, "max_games": 400, "out": Path("runs/demo")}
+_QUICK: dict[str, Any] = {"n_demos": 20, "iterations": 1, "max_games": 24, "out": Path("runs/demo_quick")}
+_QUICK_SETTINGS: dict[str, Any] = {
+    "rollout": {"n_games": 12, "n_branch_states": 12},
+    "improve": {"n_updates": 20},
+    "n_validation_games": 12,
+}
+
 
 def add_parser(verbs: Any) -> None:
     """Add the verb."""
@@ -41,21 +50,25 @@ def add_parser(verbs: Any) -> None:
     )
     positive = arguments.positive
     parser.add_argument("--policy", default="tiny", metavar="MODEL", help="base model: tiny, a folder or a hub id")
-    parser.add_argument("--n-demos", type=positive, metavar="N", default=150, help="demonstrations to clone")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a first look: 20 demonstrations, one small iteration, 24 games, into runs/demo_quick; too little to see AgentPRM "
+        "gain anything",
+    )
+    parser.add_argument("--n-demos", type=positive, metavar="N", help="demonstrations to clone (default: 150)")
     parser.add_argument("--epochs", type=positive, metavar="N", default=8, help="passes of SFT over the demonstrations")
     parser.add_argument(
         "--iterations",
         type=positive,
         metavar="N",
-        default=2,
-        help="how often AgentPRM rolls out, fits and improves",
+        help="how often AgentPRM rolls out, fits and improves (default: 2)",
     )
     parser.add_argument(
         "--max-games",
         type=positive,
         metavar="N",
-        default=400,
-        help="evaluation games at most, drawn by --seed and spread over the task types",
+        help="evaluation games at most, drawn by --seed and spread over the task types (default: 400)",
     )
     parser.add_argument(
         "--set",
@@ -67,7 +80,7 @@ def add_parser(verbs: Any) -> None:
         help="arguments of AgentPRM, e.g. --set improve.beta=0.1",
     )
     arguments.add_game_options(parser, "valid_seen")
-    arguments.add_run_options(parser, "runs/demo")
+    arguments.add_run_options(parser, None, no_out="runs/demo")
     arguments.add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -80,6 +93,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ValueError: the folder holds a demo with other settings, or a model or game is unknown.
     """
     arguments.fill_games(args)
+    _fill_amounts(args)
     folders.check_folder(args.out)
     folders.check_holds(args.out, "demo")
     from algorithms import AgentPRM
@@ -95,6 +109,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.on_interrupt = _KEPT
         _run(args, console)
     return 0
+
+
+def _fill_amounts(args: argparse.Namespace) -> None:
+    """Give the options that say how much is done their defaults, those of ``--quick`` where it is wanted."""
+    for name, value in (_QUICK if args.quick else _AMOUNTS).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.quick:
+        args.settings = settings.merged(_QUICK_SETTINGS, args.settings)
 
 
 def _run(args: argparse.Namespace, console: Console) -> None:
