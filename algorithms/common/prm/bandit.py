@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,7 +170,8 @@ class ImproveStats:
         """The same with the states of all processes counted that train together; the series are of all already."""
         names = ("n_states", "n_pairs", "n_same", "n_close", "n_untried")
         counts = ranks().totals([getattr(self, name) for name in names])
-        return replace(self, **{name: int(n) for name, n in zip(names, counts, strict=True)})
+        changed: dict[str, Any] = {name: int(n) for name, n in zip(names, counts, strict=True)}
+        return replace(self, **changed)
 
 
 @dataclass(slots=True)
