@@ -146,6 +146,37 @@ def test_errors_do_not_stand_in_the_json(cli: Cli) -> None:
     assert "nowhere.zip" in done.err
 
 
+# ---------------------------------------------------------------------- saves and settings
+def test_info_says_what_a_save_holds(cli: Cli, saved: Path) -> None:
+    import hashlib
+
+    path = saved / "agent.zip"
+    done = cli("info", path)
+    assert done.status == 0, done.err
+    assert "AgentPRM" in done.out and "rollout.n_games" in done.out
+    found = json.loads(cli("info", path, "--json").out)
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert set(found["adapters"]) == {"policy", "prm"} and found["adapters"]["prm"] > 0
+    assert found["settings"]["rollout"]["n_games"] == 4
+    assert cli("info", saved / "nothing.zip").status == 2
+
+
+def test_every_setting_is_listed(cli: Cli) -> None:
+    from algorithms import AgentPRM
+    from algorithms.cli.settings import check_settings, nested
+
+    done = cli("train", "--algo", "agentprm", "--settings", "--json")
+    assert done.status == 0, done.err
+    found = {row["name"]: row for row in json.loads(done.out)}
+    assert found["gamma"]["default"] == AgentPRM("tiny", "TextIdentity-v0", _init_setup_model=False).gamma
+    assert "rollout.n_games" in found and "improve.beta" in found and "policy_kwargs.action_mode" in found
+    assert [name for name, row in found.items() if not row["about"]] == []
+    for name, row in found.items():
+        if row["default"] is not None:
+            check_settings(AgentPRM, nested({name: row["default"]}))
+    assert cli("train", "--settings").status == 2
+
+
 # ---------------------------------------------------------------------- doctor
 def test_doctor_looks_for_every_extra_that_a_user_may_want(cli: Cli) -> None:
     from packaging.requirements import Requirement

@@ -48,6 +48,7 @@ def test_the_reward_says_what_it_says() -> None:
     assert np.array_equal(reward.score(scored), [0, 0, -0.5, 0])
 
 
+@pytest.mark.slow
 def test_own_algorithm(tmp_path: Path, learner: str) -> None:
     said = run("own_algorithm.py", tmp_path, "--policy", learner, "--timesteps", 1, "--n-games", 2, "--group-size", 2)
     assert re.search(r"^\d+ turns learnt from, credit=0.9$", said, re.MULTILINE)
@@ -69,6 +70,7 @@ def test_a_prm_in_trl(tmp_path: Path, saved: Path) -> None:
     assert re.search(r"mean return of each step: -?[\d.]+, -?[\d.]+$", said, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_prompted_model(tmp_path: Path, learner: str) -> None:
     said = run("prompted_model.py", tmp_path, "--model", learner, "--games", 2, "--max-new-tokens", 4)
     assert "of 2 games won" in said and "commands inadmissible" in said

@@ -34,6 +34,37 @@ from tests.odd_game import odd_data, odd_game
 FOLDER = "pick_and_place_simple-odd-room-0"
 
 
+@pytest.mark.parametrize(
+    "subset",
+    [
+        *({}, {"every": 5}, {"keep": 0}, {"every": 1, "keep": 0}, {"every": 5, "keep": 5}, {"every": 5, "keep": -1}),
+        *(
+            {"every": 5, "keep": 0, "leave_out": 1},
+            {"every": 5.0, "keep": 0},
+            {"every": 5, "take": 0},
+            {"every": 5, "keep": True},
+        ),
+    ],
+)
+def test_what_is_no_subset(subset: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected a subset such as"):
+        find_games("train", "generated", subset=subset)
+
+
+def test_subsets_share_out_the_games_and_are_an_option_of_environments() -> None:
+    every = find_games("valid_seen", "generated")
+    kept, others = (find_games("valid_seen", "generated", subset={"every": 5, key: 2}) for key in ("keep", "leave_out"))
+    assert kept.game_ids == every.game_ids[2::5] and len(kept) + len(others) == len(every)
+    assert not set(kept.game_ids) & set(others.game_ids)
+    assert len({every.content_hash, kept.content_hash, others.content_hash}) == 3
+    env: Any = gym.make("ALFWorld-v0", split="valid_seen", games="generated", subset={"every": 5, "keep": 2})
+    assert env.reset(options={"game": 1})[1]["game_id"] == every.game_ids[7]
+    envs: Any = gym.make_vec(
+        "ALFWorld-v0", num_envs=2, split="valid_seen", games="generated", subset={"every": 5, "keep": 2}
+    )
+    assert envs.reset(options={"game": 1})[1]["game_id"][0] == every.game_ids[7]
+
+
 def write(root: Path, task: str, trial: str, data: Any, split: str = "train") -> Path:
     path = root / "json_2.1.1" / split / task / trial / "game.tw-pddl"
     path.parent.mkdir(parents=True)

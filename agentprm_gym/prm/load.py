@@ -148,7 +148,8 @@ def open_save(path: str | os.PathLike[str], base: str | None = None) -> SharedSa
         ValueError: the file is not such a save (``SaveFormatError``), its base is another one now (``AdapterMismatchError``),
             or is not where it was (``ModelNotFoundError``).
     """
-    file = (fetch(path) if is_hub(path) else Path(path)).resolve()
+    # The hub's cache links to files without a suffix.
+    file = fetch(path) if is_hub(path) else Path(path).resolve()
     # Keyed by the time of the last change, so that a newer save at the same path is noticed.
     return _open(str(file), file.stat().st_mtime_ns, base)
 

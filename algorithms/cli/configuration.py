@@ -27,7 +27,7 @@ from algorithms.cli.settings import SettingsAction, merged, nested
 #: A run's configuration in its folder.
 FILE = "config.yaml"
 #: Options that a configuration neither has nor is written with: they are about one command.
-_NOT_IN_FILES = ("config", "preset", "resume", "json")
+_NOT_IN_FILES = ("config", "preset", "resume", "json", "settings")
 #: Settings that let files of other people run code; they are neither read from a configuration nor written into one.
 GRANTS = ("trust_remote_code", "trust_games")
 # A larger file is not a list of options.

@@ -76,8 +76,35 @@ def report_done(bars: Progress, label: str, seconds: float, note: str = "") -> N
     bars.console.print(f"  {label} [dim]{clock(seconds)}[/]{'  ' + note if note else ''}", highlight=False)
 
 
+class Stage:
+    """What runs, as a function of how much of it is done.
+
+    Attributes:
+        note: what stands behind the label.
+    """
+
+    def __init__(self, bars: Progress, task: Any, label: str) -> None:
+        """Show a task of a display.
+
+        Args:
+            bars: the display.
+            task: its task.
+            label: what is being done.
+        """
+        self._bars, self._task, self._label, self.note = bars, task, label, ""
+
+    def __call__(self, done: float) -> None:
+        """Show how much is done."""
+        self._bars.update(self._task, completed=done)
+
+    def tell(self, note: str) -> None:
+        """Show a note behind the label."""
+        self.note = note
+        self._bars.update(self._task, description=f"{self._label}: {note}")
+
+
 @contextmanager
-def stage(bars: Progress, label: str, total: float) -> Iterator[Callable[[float], None]]:
+def stage(bars: Progress, label: str, total: float) -> Iterator[Stage]:
     """Show a bar while the body runs, and leave a line with its time when it is done.
 
     Args:
@@ -86,15 +113,16 @@ def stage(bars: Progress, label: str, total: float) -> Iterator[Callable[[float]
         total: how much there is to do.
 
     Yields:
-        A function that takes how much is done.
+        What takes how much is done; it may be given a note, which stands behind the label and in the last line.
     """
     label = escape(label)  # it may name an environment or a folder
     task, start = bars.add_task(label, total=total), time.monotonic()
+    shown = Stage(bars, task, label)
     try:
-        yield lambda done: bars.update(task, completed=done)
+        yield shown
     finally:
         bars.remove_task(task)
-    report_done(bars, label, time.monotonic() - start)
+    report_done(bars, label, time.monotonic() - start, shown.note)
 
 
 def counted(done: Callable[[float], None]) -> Callable[[object], None]:
@@ -109,11 +137,20 @@ def counted(done: Callable[[float], None]) -> Callable[[object], None]:
     return on_thing
 
 
-def on_timesteps(done: Callable[[float], None]) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
-    """Turn a bar's function into an SB3 callback that shows ``num_timesteps``."""
+def on_timesteps(done: Stage) -> Callable[[dict[str, Any], dict[str, Any]], bool]:
+    """Turn a stage into an SB3 callback that shows ``num_timesteps``, and how the last episodes went."""
+    iteration = -1
 
     def callback(names: dict[str, Any], _: dict[str, Any]) -> bool:
-        done(names["self"].num_timesteps)
+        nonlocal iteration
+        model = names["self"]
+        done(model.num_timesteps)
+        if model.iteration != iteration:
+            iteration, won = model.iteration, model.ep_success_buffer
+            if won:
+                done.tell(
+                    f"iteration {iteration}, {100 * sum(won) / len(won):.1f} % of the last {len(won)} episodes won"
+                )
         return True
 
     return callback

@@ -11,11 +11,12 @@ import copy
 import difflib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,3 +185,77 @@ def _kinds(annotation: Any) -> list[Any]:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return [origin]
     return [kind for one in typing.get_args(annotation) for kind in _kinds(one)]
+
+
+# ---------------------------------------------------------------------- all settings
+class Setting(NamedTuple):
+    """A setting of an algorithm.
+
+    Attributes:
+        name: as in ``--set``.
+        default: its default; ``None`` where it has none, too.
+        about: what its docstring says.
+    """
+
+    name: str
+    default: Any
+    about: str
+
+
+def list_settings(algorithm: type[LLMAlgorithm]) -> list[Setting]:
+    """Every setting that ``--set`` takes, with its default and what is said of it.
+
+    Args:
+        algorithm: the algorithm.
+    """
+    found: list[Setting] = []
+    for name in algorithm.constructor_names():
+        if name in (*_OWN_OPTIONS, *_NOT_SETTINGS):
+            continue
+        default, about = _of_argument(algorithm, name)
+        stages = [
+            kind for kind in _kinds(_annotation(algorithm, name)) if isinstance(kind, type) and is_dataclass(kind)
+        ]
+        if name == "policy_kwargs":
+            from algorithms.common.acting.policy import LLMPolicy
+
+            for inner in _fields(algorithm, name) or ():
+                found.append(Setting(f"{name}.{inner}", *_of_argument(LLMPolicy, inner)))
+        elif stages:
+            told = {key: text for cls in reversed(stages[0].__mro__) for key, text in _documented(cls).items()}
+            for one in fields(stages[0]):
+                if one.init:
+                    value = None if one.default is MISSING else one.default
+                    found.append(Setting(f"{name}.{one.name}", value, told.get(one.name, "")))
+        else:
+            found.append(Setting(name, default, about))
+    return found
+
+
+def _of_argument(cls: type[Any], name: str) -> tuple[Any, str]:
+    """Default of a constructor's argument and what is said of it, wherever in the class hierarchy it is taken."""
+    default: Any = None
+    for base in cls.__mro__:
+        init = vars(base).get("__init__")
+        parameters = {} if init is None else inspect.signature(init).parameters
+        if name in parameters:
+            default = parameters[name].default
+            if about := _documented(init).get(name):
+                return (None if default is inspect.Parameter.empty else default), about
+    return (None if default is inspect.Parameter.empty else default), ""
+
+
+def _documented(thing: Any) -> dict[str, str]:
+    """What a docstring in Google's style says of arguments or attributes, each on one line."""
+    lines = (inspect.getdoc(thing) or "").splitlines()
+    found: dict[str, str] = {}
+    inside, name = False, ""
+    for line in lines:
+        if line and not line.startswith(" "):
+            inside = line.strip() in ("Args:", "Attributes:")
+        elif inside and (match := re.match(r"    (\w+): (.*)", line)):
+            name = match[1]
+            found[name] = match[2]
+        elif inside and name and line.startswith("      "):
+            found[name] += " " + line.strip()
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from algorithms import registry
 from algorithms.cli import arguments, configuration, environments, output, presets, processes, settings, workers
@@ -58,6 +60,12 @@ def add_parser(verbs: Any) -> None:
         "--policy, usually an SFT model. However a run ends, --resume OUT goes on with it; Ctrl-C also keeps what is learnt "
         "so far in OUT/interrupted.zip. agentprm and inverseprm keep each iteration's model as OUT/iterations/1.zip, 2.zip, "
         "... 'agentprm compare' draws the curves.",
+    )
+    parser.add_argument(
+        "--settings",
+        action="store_true",
+        dest="lists_settings",
+        help="list what --set takes for --algo, with defaults and a line on each, and train nothing",
     )
     add_options(parser, "runs/train")
     parser.set_defaults(run=run, rules=RULES, parser=parser)
@@ -216,6 +224,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.preset == presets.LIST:
         _list_presets(args, console)
         return 0
+    if args.lists_settings:
+        _list_settings(args, console)
+        return 0
     check_options(args)
     algorithm = registry.find_algorithm(args.algo)
     settings.check_settings(algorithm, args.settings)
@@ -251,6 +262,27 @@ def _list_presets(args: argparse.Namespace, console: Console) -> None:
     console.print(f"files: {escape(str(presets.path_of(presets.names()[0]).parent))}", highlight=False, soft_wrap=True)
     found = [{"name": n, "purpose": presets.purpose(n), "file": str(presets.path_of(n))} for n in presets.names()]
     output.show_json(args, found)
+
+
+def _list_settings(args: argparse.Namespace, console: Console) -> None:
+    """Say what ``--set`` takes.
+
+    Raises:
+        ValueError: the algorithm is unknown, or none is named.
+    """
+    if args.algo is None:
+        raise ValueError("--settings is about one algorithm: name it, --algo NAME")
+    environments.import_modules(args)
+    found = settings.list_settings(registry.find_algorithm(args.algo))
+    table = Table("setting", "default", "")
+    for one in found:
+        table.add_row(
+            escape(one.name), escape(json.dumps(one.default, default=str)), escape(one.about.replace("``", ""))
+        )
+    console.print(table)
+    output.show_json(
+        args, [{**one._asdict(), "default": json.loads(json.dumps(one.default, default=str))} for one in found]
+    )
 
 
 def check_options(args: argparse.Namespace) -> None:
