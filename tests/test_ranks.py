@@ -71,7 +71,7 @@ def results(
 class TestTwoProcesses:
     def test_the_loss_curve_is_that_of_one(self, results: Any, name: str) -> None:
         alone, (first, second), _ = results
-        assert len(alone[name]["losses"]) >= 2
+        assert alone[name]["losses"]
         np.testing.assert_allclose(first[name]["losses"], alone[name]["losses"], rtol=1e-5, atol=1e-5)
         assert second[name]["losses"] == first[name]["losses"]
 

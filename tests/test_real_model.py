@@ -21,7 +21,7 @@ from agentprm_gym.llm.prompts import PromptFormat
 from agentprm_gym.llm.scoring import Responder, score_turns
 from agentprm_gym.llm.transcripts import encode_turns
 from algorithms import GRPO, SFT, AgentPRM, InversePRM
-from tests.algorithm_helpers import make_model, make_toy
+from tests.algorithm_helpers import echo_demonstrations, make_model, make_toy
 from tests.cli_helpers import Cli
 from tests.llm_helpers import WAYS, act, randomise
 
@@ -129,8 +129,11 @@ def test_scores_by_sum_prefer_short_commands_and_those_by_token_do_not(lm: Langu
     assert lengths["sum"] < 0.8
 
 
-def test_sft_with_reasons_learns(demos: list[Episode]) -> None:
-    shown = [cut(episode, 2) for episode in demos[:2]]
+def test_sft_with_reasons_learns() -> None:
+    shown = echo_demonstrations()[:2]
+    for episode in shown:
+        for turn in episode.turns:
+            turn.reason = "I say the word that I see."
     kwargs = {"template": "react", "reason": True, "lora": {"r": 8}}
     model = SFT(NAME, make_toy(1), 1e-3, shown, batch_size=2, micro_batch_size=1, policy_kwargs=kwargs, seed=0)
 
@@ -139,8 +142,9 @@ def test_sft_with_reasons_learns(demos: list[Episode]) -> None:
             return float(model.loss_sum(model._read_demonstrations()))
 
     before = loss()
-    model.learn(5 * 4)
-    assert loss() < 0.8 * before
+    with pytest.warns(UserWarning, match="begin with about 1e-4"):  # few updates, all of them warming up
+        model.learn(4 * sum(len(episode.turns) for episode in shown))
+    assert loss() < 0.95 * before
 
 
 #: What makes the runs short.
@@ -167,7 +171,8 @@ TINY: dict[type, dict[str, Any]] = {
 )
 def test_algorithms_run(algorithm: type, options: dict[str, Any], policy: dict[str, Any], tmp_path: Path) -> None:
     kwargs = {"template": "full", "max_new_tokens": 8, "lora": {"r": 4}, **policy}
-    model = make_model(algorithm, NAME, make_toy(2), policy_kwargs=kwargs, **TINY[algorithm], **options)
+    settings = {"learning_rate": 1e-4, **TINY[algorithm], **options}
+    model = make_model(algorithm, NAME, make_toy(2), policy_kwargs=kwargs, **settings)
     model.learn(1)
     model.save(tmp_path / "model.zip")
     again = algorithm.load(tmp_path / "model.zip")
