@@ -6,8 +6,10 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
@@ -93,9 +95,17 @@ class Parts:
 
 
 def _be_agentprm() -> None:
-    """Prepare a worker: what it writes down is the command, not the study that asked for it."""
+    """Prepare a worker: what it writes down is the command, not the study that asked for it, and it ends with the study."""
     sys.modules["__main__"].__spec__ = None
     sys.argv = ["agentprm"]
+    study = multiprocessing.parent_process()
+    assert study is not None
+
+    def end_with_it() -> None:
+        study.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _agentprm(words: list[str]) -> tuple[int, str]:
