@@ -52,7 +52,7 @@ def parse(name: str) -> Repository:
         Repository(repo_id='me/agentprm-tiny', revision='v1')
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # public, but not listed
 
     repo_id, at, revision = name.removeprefix(PREFIX).partition("@")
     try:
@@ -153,7 +153,7 @@ def upload(
     if revision is not None:
         raise ValueError(f"a folder is uploaded to the main branch: leave out {'@' + revision!r}")
     # What the client of the web raises, whichever of its packages this version of huggingface_hub uses.
-    web_error = HfHubHTTPError.__bases__[0]
+    web_error: Any = HfHubHTTPError.__bases__[0]
     api = HfApi(library_name=_LIBRARY, token=token)
     try:
         made = api.create_repo(repo_id, repo_type=kind, private=private, exist_ok=True)
