@@ -43,6 +43,8 @@ from benchmarks.analyses_parts import FULL, QUICK, VARIANTS, WEIGHT, Play, Study
 
 RESULTS = Path(__file__).parent / "results"
 _START = "sft/model.zip"
+#: Points that a panel of a chart shows at least.
+LEAST_SPAN = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +284,7 @@ def draw(analysis: Analysis, rows: Sequence[Row], figures: Mapping[str, float], 
     series, columns = _axes(rows)
     numbers, words = [x for x in columns if not isinstance(x, str)], [x for x in columns if isinstance(x, str)]
     n_panels = bool(numbers) + len(words)
-    widths = [3.0] * bool(numbers) + [1.3 if numbers else 1.6] * len(words)
+    widths = [3.0] * bool(numbers) + [1.2] * len(words)
     chart, panels = plt.subplots(
         1, n_panels, figsize=(2.6 * sum(widths) + 1, 4.6), squeeze=False, layout="constrained", dpi=130,
         gridspec_kw={"width_ratios": widths},
@@ -312,6 +314,10 @@ def draw(analysis: Analysis, rows: Sequence[Row], figures: Mapping[str, float], 
         panel.set_yticks(range(len(series)), series if what == words[0] and not numbers else [""] * len(series))
         panel.set_ylim(len(series) - 0.5, -0.5)
         panel.set_xlabel(f"{what}, %", fontsize="small")
+        low, high = panel.get_xlim()
+        if high - low < LEAST_SPAN:  # a difference of nothing shall look like nothing
+            panel.set_xlim((low + high - LEAST_SPAN) / 2, (low + high + LEAST_SPAN) / 2)
+        panel.ticklabel_format(axis="x", useOffset=False)
     for panel in panels[0]:
         panel.grid(alpha=0.25)
     chart.suptitle(analysis.title, fontsize="medium")

@@ -49,7 +49,7 @@ class Budget:
     ceiling_demos: int = 3000
     ceiling_epochs: int = 3
     ceiling: tuple[str, ...] = ()
-    agentprm: tuple[str, ...] = ("rollout.n_games=300", "rollout.n_branch_states=150")
+    agentprm: tuple[str, ...] = ("rollout.n_games=240", "rollout.n_branch_states=120")
     inverseprm: tuple[str, ...] = ()
     grouped: tuple[str, ...] = ("learning_rate=1e-3", "n_games=32", "group_size=8")
     ppo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=256")

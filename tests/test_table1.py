@@ -125,7 +125,7 @@ def test_an_evaluation_that_was_cut_off_is_resumed(tmp_path: Path, monkeypatch: 
 
     def run(command: list[str], **_: Any) -> Any:
         calls.append(command[3:])
-        return type("Ended", (), {"returncode": 0})
+        return type("Ended", (), {"returncode": 0, "stdout": "", "stderr": ""})
 
     monkeypatch.setattr(_parts.subprocess, "run", run)
     parts, out = Parts(tmp_path), tmp_path / "played"
