@@ -6,6 +6,7 @@ Beside the pages of the repository it has one for each environment and each algo
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from site_notebook import notebook_page
 from site_reference import FOLDER, pages
 
 #: What the site shows beside the pages in docs/.
-_BESIDE = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "benchmarks/*.py", "benchmarks/results/*")
+_BESIDE = ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "benchmarks/results/*")
 #: Sections of the navigation: for the pages from docstrings, and for tables of results.
 _REFERENCE, _MEASURING = "Reference", "Measuring"
 
@@ -52,10 +53,22 @@ def on_files(files: Files, config: Any) -> Files:
     return Files([*theme, *here])
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Let links to a notebook lead to its page, and show blocks of code that tests do not run as code, too."""
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Fit what is written for the repository to the site.
+
+    Links to a notebook lead to its page, links to what the repository has and the site has not (code, folders) become plain
+    text, and blocks of code that tests do not run are shown as code, too.
+    """
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def link(found: re.Match[str]) -> str:
+        text, path = found[1], posixpath.normpath(posixpath.join(folder, found[2]))
+        only_here = files.get_file_from_path(path) is None and (_root(config) / path).exists()
+        return text if only_here else found[0]
+
     markdown = re.sub(r"^```python no-run$", "```python", markdown, flags=re.MULTILINE)
-    return re.sub(r"\]\(([\w./]+)\.ipynb\)", r"](\1.md)", markdown)
+    markdown = re.sub(r"\]\(([\w./]+)\.ipynb\)", r"](\1.md)", markdown)
+    return re.sub(r"(?<!!)\[([^\]]+)\]\(([\w./-]+)\)", link, markdown)
 
 
 def _root(config: Any) -> Path:
