@@ -25,7 +25,7 @@ def build(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
 
 
 def copied(folder: Path) -> Path:
-    for name in ("docs", "benchmarks/results", "agentprm_gym", "algorithms"):
+    for name in ("docs", "benchmarks", "examples", "agentprm_gym", "algorithms"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "weights"))
     for name in ("README.md", "CHANGELOG.md", "CITATION.cff", "LICENSE", "mkdocs.yml"):
         shutil.copy(ROOT / name, folder / name)
@@ -78,6 +78,7 @@ def test_a_wrong_link_ends_it(tmp_path: Path, addition: str, said: str) -> None:
         page.write(f"\n{addition}\n")
     done = build(here, tmp_path / "site")
     assert done.returncode != 0 and said in done.stderr
+    assert "Aborted with 1 warnings" in done.stderr  # nothing else is wrong
 
 
 def test_a_page_that_is_not_in_the_navigation_ends_it(tmp_path: Path) -> None:
