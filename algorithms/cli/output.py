@@ -97,7 +97,9 @@ def make_table(first: str, *others: str, title: str | None = None) -> Table:
         title: above the table.
     """
     table = Table(title=None if title is None else escape(title))
-    table.add_column(escape(first), overflow="fold")
+    table.add_column(
+        escape(first), overflow="fold", min_width=5
+    )  # a narrow terminal folds names, and does not lose them
     for name in others:
         table.add_column(escape(name), justify="right", no_wrap=True)
     return table
