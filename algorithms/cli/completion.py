@@ -107,7 +107,8 @@ def script(shell: str, verbs: list[Verb]) -> str:
 
 
 def _verb(name: str, help: str, parser: argparse.ArgumentParser) -> Verb:
-    options, words = [], []
+    options: list[Option] = []
+    words: list[str] = []
     for action in parser._actions:
         values = tuple(map(str, action.choices or ()))
         if not action.option_strings:
