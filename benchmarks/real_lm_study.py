@@ -10,7 +10,7 @@ the admissible commands (``benchmarks/templates/brief.jinja``), reasons of at mo
 4. ``agentprm``: one iteration of AgentPRM from there: rollouts with branches, the PRM's fit, the improvement.
 5. ``best_of_N``: the cloned policy with the PRM choosing among N draws, N of 2, 4 and 8; 1 is the cloned policy itself.
 6. ``ranking``: pair accuracy within states of the exact benchmark (panel ``generated``, optimal values): a uniform ranker, the
-   model as it is, the cloned policy, the PRM.
+   cloned policy without its reasons, the PRM.
 
 Every policy plays the same held-out games (``valid_seen``), sampled at temperature 1. Rates stand with 95 % Wilson intervals,
 and differences from the cloned policy with McNemar's exact test. One seed: between seeds nothing is known.
@@ -41,6 +41,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agentprm_gym.episodes import Episode, read_episodes, write_episodes
 from agentprm_gym.experts import demonstrations
 from agentprm_gym.games import find_games
+from agentprm_gym.llm.saving import read_save
 from agentprm_gym.prm import load_prm
 from algorithms import SFT, AgentPRM, evaluate, load_actor, make_eval_env, paired_difference
 from algorithms.cli import main as agentprm
@@ -268,8 +269,11 @@ class Study:
 
     def ranking(self) -> dict[str, Any]:
         """Within-state ranking on the exact benchmark."""
-        out = self.work / "bench"
-        rankers = ["uniform", f"cloned=policy:{self.sft_zip}", f"prm=prm:{self.agentprm_zip}"]
+        out, plain = self.work / "bench", self.work / "sft_without_reasons.zip"
+        # Behind a reason that is yet to be written no command has a probability: the ranker is the policy without reasons.
+        kwargs = {**read_save(self.sft_zip).policy_kwargs, "reason": False}
+        SFT.load(self.sft_zip, custom_objects={"policy_kwargs": kwargs}).save(plain)
+        rankers = ["uniform", f"cloned=policy:{plain}", f"prm=prm:{self.agentprm_zip}"]
         words = ["--panel", "generated", "--labels", "oracle", "--max-states", str(self.size.n_states), "--overwrite"]
         status = agentprm(["bench", *rankers, *words, "--seed", str(self.seed), "--out", str(out)])
         if status:
@@ -346,7 +350,7 @@ def figures_of(found: dict[str, dict[str, Any]], study: Study) -> dict[str, floa
 def page_of(figures: dict[str, float], study: Study, quick: bool) -> str:
     """The page: the table, and one episode with reasons and scores."""
     lines = [
-        "# A real language model: SmolLM2-135M-Instruct",
+        f"# A real language model: {Path(study.model).name}",
         "",
         "Written by `python -m benchmarks.real_lm_study`. "
         + ("**A trial: these numbers say nothing.**" if quick else ""),
