@@ -34,7 +34,7 @@ def perfect(pairs: Sequence[tuple[Situation, Situation]]) -> list[int]:
 
 
 def test_a_perfect_judge_is_learnt(learner: str) -> None:
-    reward = PreferenceReward(learner, perfect, n_pairs=80, max_epochs=60, learning_rate=1e-2, coef=2.0)
+    reward = PreferenceReward(learner, perfect, n_pairs=80, max_epochs=60, learning_rate=3e-3, coef=2.0)
     turns = [behind(room) for room in ROOMS]
     assert reward.score(turns).tolist() == [0.0] * 4  # nothing is paid before the first answers
     found = reward.refit()

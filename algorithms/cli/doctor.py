@@ -26,6 +26,7 @@ _EXTRAS = {
     "trl": ("agentprm_gym.integrations: TRL", "trl"),
     "skyrl-gym": ("agentprm_gym.integrations: SkyRL", "skyrl"),
     "minari": ("agentprm_gym.integrations: Minari", "minari"),
+    "accelerate": ("accelerate launch: training in several processes", "distributed"),
     "ray": ("RayWorkers, train --ray", "ray"),
     "gguf": ("models in GGUF files, smollm2-135m", "gguf"),
     "bitsandbytes": ("quantized base models", "quantized"),

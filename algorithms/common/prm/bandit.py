@@ -138,6 +138,20 @@ class Bandit:
                 yield from zip(members, scores, strict=True)
 
 
+def logit(q: float) -> float:
+    """The logit of a score in [0, 1], which is kept 1e-6 away from both ends."""
+    q = min(max(q, 1e-6), 1 - 1e-6)
+    return float(np.log(q / (1 - q)))
+
+
+def pass_over(part: Sequence[Piece], n_samples: int, rng: np.random.Generator) -> None:
+    """Use up the random numbers of pieces that another process computes, so that all go on with the same stream."""
+    for piece in part:
+        for t in piece.turns:
+            for _ in range(n_samples):
+                rng.gumbel(size=len(piece.episode.turns[t].admissible_commands))
+
+
 @dataclass(slots=True)
 class ImproveStats:
     """What happened while the policy was improved; one number an update in each series.

@@ -20,7 +20,7 @@ from agentprm_gym.llm.scoring import episode_log_probs, sample_commands
 from algorithms.common.acting.ranks import ranks
 from algorithms.common.learning.batches import shared_pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
-from algorithms.common.prm.bandit import Bandit, ImproveStats, Piece, Place, UpdateSums
+from algorithms.common.prm.bandit import Bandit, ImproveStats, Piece, Place, UpdateSums, logit, pass_over
 from algorithms.common.prm.objectives import (
     SAMPLED,
     Choice,
@@ -74,7 +74,7 @@ class ImproveStage(ImproveOptions):
             with bandit.lm.active(bandit.policy, train=True):
                 for i, part in enumerate(parts):
                     if i % crew.size != crew.rank:
-                        self._pass_over(part, rng)
+                        pass_over(part, self.n_samples if self.objective in SAMPLED else 0, rng)
                         continue
                     losses = self._losses(bandit, part, rng, stats, here)
                     if losses:
@@ -97,14 +97,6 @@ class ImproveStage(ImproveOptions):
             if self.target_kl is not None and len(stats.kl) >= 5 and float(np.mean(stats.kl[-5:])) > self.target_kl:
                 break
         return stats.of_all_processes()
-
-    def _pass_over(self, part: Sequence[Piece], rng: np.random.Generator) -> None:
-        """Use up the random numbers of pieces that another process computes, so that all go on with the same stream."""
-        if self.objective in SAMPLED:
-            for piece in part:
-                for t in piece.turns:
-                    for _ in range(self.n_samples):
-                        rng.gumbel(size=len(piece.episode.turns[t].admissible_commands))
 
     def _draw(
         self, states: Sequence[tuple[Episode, Sequence[int]]], order: list[int], rng: np.random.Generator
@@ -175,7 +167,7 @@ class ImproveStage(ImproveOptions):
                     stats.n_untried += 1
                     continue
             if self.score_scale == "logit":
-                scores = {option: _logit(score) for option, score in scores.items()}
+                scores = {option: logit(score) for option, score in scores.items()}
             piece = part[place.piece]
             choice = Choice(piece.log_probs[place.row], piece.reference[place.row], place.counts, scores)
             if choice.gap < self.margin:
@@ -185,8 +177,3 @@ class ImproveStage(ImproveOptions):
             choices.append(choice)
         stats.n_pairs += len(choices)
         return choices
-
-
-def _logit(q: float) -> float:
-    q = min(max(q, 1e-6), 1 - 1e-6)
-    return float(np.log(q / (1 - q)))
