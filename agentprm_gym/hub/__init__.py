@@ -4,6 +4,6 @@
 writes ``README.md``. What goes into a repository is decided above, where models and panels are known. Nothing here loads torch.
 """
 
-from agentprm_gym.hub.remote import PREFIX, fetch, is_hub, upload
+from agentprm_gym.hub.remote import PREFIX, Pushed, fetch, is_hub, upload
 
-__all__ = ["PREFIX", "fetch", "is_hub", "upload"]
+__all__ = ["PREFIX", "Pushed", "fetch", "is_hub", "upload"]

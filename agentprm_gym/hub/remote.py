@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 #: What a name begins with that is a repository's and not a file's.
@@ -173,3 +174,34 @@ def upload(
             f"the hub could not be reached when {repo_id} was to be written: {error.__cause__ or error}"
         ) from error
     return str(commit.commit_url)
+
+
+class Pushed:
+    """What can be written as the folder of a repository, and so be uploaded."""
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Path:
+        """Write the folder of a repository, the first argument; a subclass says what is in it."""
+        raise NotImplementedError(f"{type(self).__name__} must implement save_pretrained(folder, **kwargs)")
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
+        """Upload this model to the hub; :meth:`save_pretrained` says what is in it.
+
+        Args:
+            repo_id: ``"USER/NAME"``.
+            private: whether a new repository is private; ``None``: as the account has it.
+            token: of the account; ``None``: the one that ``hf auth login`` or ``HF_TOKEN`` set.
+            kwargs: of :meth:`save_pretrained`.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ValueError: as :meth:`save_pretrained`.
+            OSError: the hub refused (``PermissionError``), or could not be reached.
+
+        Example:
+            >>> model.push_to_hub("me/agentprm-tiny", results=["runs/eval/agentprm-valid_seen"])  # doctest: +SKIP
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, repo_id=repo_id, **kwargs)
+            return upload(folder, repo_id, private=private, token=token)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import agentprm_gym
-from agentprm_gym.hub import fetch, upload
+from agentprm_gym.hub import Pushed, fetch
 from agentprm_gym.llm.prompts import TEMPLATES
 from agentprm_gym.llm.saving import SavedModel
 from agentprm_gym.llm.sharing import write_repository
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from agentprm_gym.prm.model import ProcessRewardModel
 
 
-class SharedPRM:
+class SharedPRM(Pushed):
     """What :class:`~agentprm_gym.prm.model.ProcessRewardModel` does with the hub, in Hugging Face's names."""
 
     def save_pretrained(
@@ -71,26 +70,6 @@ class SharedPRM:
         if has_classifier:
             prm.export(out)
         return out
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
-        """Upload this model to the hub; :meth:`save_pretrained` says what is in it.
-
-        Args:
-            repo_id: ``"USER/NAME"``.
-            private: whether a new repository is private; ``None``: as the account has it.
-            token: of the account; ``None``: the one that ``hf auth login`` or ``HF_TOKEN`` set.
-            kwargs: of :meth:`save_pretrained`.
-
-        Returns:
-            Address of the commit.
-
-        Raises:
-            ValueError: as :meth:`save_pretrained`.
-            OSError: the hub refused (``PermissionError``), or could not be reached.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, repo_id=repo_id, **kwargs)
-            return upload(folder, repo_id, private=private, token=token)
 
     @classmethod
     def from_pretrained(

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from stable_baselines3.common.type_aliases import GymEnv
 
-from agentprm_gym.hub import fetch, upload
+from agentprm_gym.hub import Pushed, fetch
 from agentprm_gym.llm.saving import SavedModel, read_save
 from agentprm_gym.llm.sharing import write_repository
 from algorithms.common.shell.saves import SavedAlgorithm
@@ -18,7 +17,7 @@ from algorithms.common.shell.saves import SavedAlgorithm
 SelfShared = TypeVar("SelfShared", bound="SharedAlgorithm")
 
 
-class SharedAlgorithm(SavedAlgorithm):
+class SharedAlgorithm(Pushed, SavedAlgorithm):
     """What an algorithm does with the hub, in Hugging Face's names."""
 
     def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> Path:
@@ -36,29 +35,6 @@ class SharedAlgorithm(SavedAlgorithm):
             ValueError: as :func:`write_policy_repository`.
         """
         return write_policy_repository(self._to_save(), folder, **kwargs)
-
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None, **kwargs: Any) -> str:
-        """Upload this model to the hub; :meth:`save_pretrained` says what is in it.
-
-        Args:
-            repo_id: ``"USER/NAME"``.
-            private: whether a new repository is private; ``None``: as the account has it.
-            token: of the account; ``None``: the one that ``hf auth login`` or ``HF_TOKEN`` set.
-            kwargs: of :meth:`save_pretrained`.
-
-        Returns:
-            Address of the commit.
-
-        Raises:
-            ValueError: as :meth:`save_pretrained`.
-            OSError: the hub refused (``PermissionError``), or could not be reached.
-
-        Example:
-            >>> model.push_to_hub("me/agentprm-tiny", results=["runs/eval/agentprm-valid_seen"])  # doctest: +SKIP
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, repo_id=repo_id, **kwargs)
-            return upload(folder, repo_id, private=private, token=token)
 
     @classmethod
     def from_pretrained(
