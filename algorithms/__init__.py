@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from algorithms.common.acting.sampler import ServerSampler as ServerSampler
     from algorithms.common.acting.workers import RolloutWorkers as RolloutWorkers
     from algorithms.common.learning.on_policy import OnPolicyLLMAlgorithm as OnPolicyLLMAlgorithm
+    from algorithms.common.measure.eval_callback import GamesEvalCallback as GamesEvalCallback
     from algorithms.common.measure.evaluation import by_task_type as by_task_type
     from algorithms.common.measure.evaluation import evaluate as evaluate
     from algorithms.common.measure.evaluation import make_eval_env as make_eval_env
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "AgentPRM": "algorithms.agent_prm",
     "GRPO": "algorithms.grpo",
+    "GamesEvalCallback": "algorithms.common.measure.eval_callback",
     "GiGPO": "algorithms.gigpo",
     "InversePRM": "algorithms.inverse_prm",
     "LLMAlgorithm": "algorithms.common.shell.base",
@@ -68,6 +70,7 @@ __all__ = [
     "RLOO",
     "SFT",
     "AgentPRM",
+    "GamesEvalCallback",
     "GiGPO",
     "InversePRM",
     "LLMAlgorithm",

@@ -33,17 +33,16 @@ import gymnasium as gym
 import numpy as np
 import torch
 from rich.table import Table
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.rewards import make_reward
 from agentprm_gym.wrappers.novelty import VisitCounts, VisitRewardWrapper
 from agentprm_gym.wrappers.sb3 import VecProcessReward
-from algorithms import GRPO, RFT
+from algorithms import GRPO, RFT, GamesEvalCallback
 from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.measure.comparison import Curve, draw, mean_interval
-from algorithms.common.measure.evaluation import draw_games, evaluate, make_eval_env
+from algorithms.common.measure.evaluation import draw_games, make_eval_env
 
 RESULTS = Path(__file__).parent / "results"
 LEVEL = 0.7
@@ -115,29 +114,6 @@ class Budget:
 QUICK = Budget(steps=600, every=200, games=6, settings={"n_games": 4, "group_size": 2})
 
 
-class Evaluations(BaseCallback):
-    """Lets the policy play fixed games before an iteration, where enough was played since the last time."""
-
-    def __init__(self, budget: Budget, venv: VecEnv, games: Sequence[int]) -> None:
-        super().__init__()
-        self.budget, self.eval_env, self.games = budget, venv, games
-        self.points: list[tuple[int, float]] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        if not self.points or self.num_timesteps - self.points[-1][0] >= self.budget.every:
-            self.measure()
-
-    def measure(self) -> None:
-        """One more point of the curve."""
-        policy: Any = self.model.policy
-        actor = policy.actor(self.eval_env.num_envs, temperature=1.0)
-        episodes = evaluate(actor, self.eval_env, games=self.games)
-        self.points.append((self.model.num_timesteps, float(np.mean([bool(e.success) for e in episodes]))))
-
-
 def train_env(way: Way, *, outcome: bool = True) -> VecEnv:
     """Environments of generated train games, with the way's reward.
 
@@ -176,7 +152,8 @@ def curve(way: Way, seed: int, budget: Budget, path: Path) -> dict[str, Any]:
     begun = time.process_time()
     eval_env = make_eval_env(n_envs=64, games="generated", split="valid_seen", max_episode_steps=MAX_STEPS)
     types = [g.split("-", 1)[0] for g in eval_env.get_attr("games", indices=[0])[0].game_ids]
-    callback = Evaluations(budget, eval_env, draw_games(types, budget.games, 0))
+    games = draw_games(types, budget.games, 0)
+    callback = GamesEvalCallback(eval_env, games=games, every=budget.every, temperature=1.0)
     policy_kwargs = {"explore": way.explore} if way.explore else {}
     make, settings = (GRPO, GRPO_SETTINGS) if way.baseline == "grpo" else (RFT, RFT_SETTINGS)
     first = train_env(way, outcome=way.reward != "two_phases")
@@ -187,9 +164,8 @@ def curve(way: Way, seed: int, budget: Budget, path: Path) -> dict[str, Any]:
         model.learn(budget.steps - model.num_timesteps, callback=callback, reset_num_timesteps=False)
     else:
         model.learn(budget.steps, callback=callback)
-    if callback.points[-1][0] < model.num_timesteps:
-        callback.measure()
-    found = {"way": way.name, "seed": seed, "points": callback.points, "cpu_seconds": time.process_time() - begun}
+    points = [(one.timesteps, one.success) for one in callback.evaluations]
+    found = {"way": way.name, "seed": seed, "points": points, "cpu_seconds": time.process_time() - begun}
     write_json(path, found)
     return found
 

@@ -137,11 +137,14 @@ def _run(args: argparse.Namespace, console: Console) -> None:
 
 
 def _test_games(args: argparse.Namespace, test: VecEnv) -> list[int]:
-    from algorithms.cli.evaluate import task_types
     from algorithms.common.measure.evaluation import draw_games
 
     n = int(test.get_attr("n_games", indices=[0])[0])
-    return draw_games(task_types(test, n), args.max_games, args.seed) if args.max_games < n else list(range(n))
+    return (
+        draw_games(environments.task_types(test, n), args.max_games, args.seed)
+        if args.max_games < n
+        else list(range(n))
+    )
 
 
 def _train(args: argparse.Namespace, bars: Progress, venv: VecEnv) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from algorithms.cli import arguments
@@ -14,6 +16,8 @@ from algorithms.registry import import_module, import_object
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
+
+    from algorithms.common.measure.eval_callback import GamesEvalCallback
 
 #: How the names of rewards begin that hold a colon and are not classes.
 _REWARD_KINDS = ("prm", "reference", "implicit", "judge")
@@ -81,6 +85,13 @@ def make_env(args: argparse.Namespace, env_id: str | None = None, **kwargs: Any)
         raise ValueError(f"--env {env_id} does not take the arguments {kwargs}: {error}") from error
 
 
+def task_types(venv: VecEnv, n: int) -> list[str]:
+    """Task type of each game, which its id begins with; empty where games do not have ids."""
+    games = venv.get_attr("games", indices=[0])[0] if venv.has_attr("games") else None
+    ids: Sequence[str] = getattr(games, "game_ids", None) or [""] * n
+    return [game_id.split("-", 1)[0] for game_id in ids]
+
+
 def make_training_env(args: argparse.Namespace) -> VecEnv:
     """The environments to train in, with the process reward of ``--reward``.
 
@@ -102,6 +113,37 @@ def make_training_env(args: argparse.Namespace) -> VecEnv:
     if args.env is None:
         return make_env(args, "ALFWorldPRM-v0", reward=name, reward_kwargs=kwargs)
     return _wrapped(args, name, kwargs)
+
+
+def make_eval_callback(args: argparse.Namespace, folder: Path) -> GamesEvalCallback:
+    """What plays held-out games while an algorithm learns; close its ``eval_env`` afterwards.
+
+    Args:
+        args: the options, with ``eval_every`` and its like.
+        folder: where the best policy and the evaluations are written.
+
+    Raises:
+        FileNotFoundError: the split has no games.
+        ValueError: the environment lists its games, and they are those that are trained on.
+    """
+    from algorithms.common.measure.eval_callback import GamesEvalCallback
+    from algorithms.common.measure.evaluation import draw_games, lists_games
+    from algorithms.common.shell.base import N_SEEDS
+
+    if arguments.is_alfworld(args):
+        venv = make_env(argparse.Namespace(**{**vars(args), "split": args.eval_split}))
+        n = int(venv.get_attr("n_games", indices=[0])[0])
+        games: Sequence[int] = draw_games(task_types(venv, n), min(args.eval_games, n), 0)
+    else:
+        venv = make_env(args)
+        if lists_games(venv):
+            venv.close()
+            raise ValueError(
+                f"--eval-every: --env {args.env} lists its games, and all of them are trained on: in Python, give other games "
+                "to algorithms.GamesEvalCallback"
+            )
+        games = range(N_SEEDS, N_SEEDS + args.eval_games)
+    return GamesEvalCallback(venv, games=games, every=args.eval_every, folder=folder)
 
 
 def _wrapped(args: argparse.Namespace, reward: str, reward_kwargs: dict[str, Any]) -> VecEnv:

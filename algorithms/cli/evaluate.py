@@ -275,14 +275,7 @@ def _games(args: argparse.Namespace, venv: VecEnv) -> list[int]:
     n = int(venv.get_attr("n_games", indices=[0])[0])
     if args.max_games is None or args.max_games >= n:
         return list(range(n))
-    return draw_games(task_types(venv, n), args.max_games, args.seed)
-
-
-def task_types(venv: VecEnv, n: int) -> list[str]:
-    """Task type of each game, which its id begins with; empty where games do not have ids."""
-    games = venv.get_attr("games", indices=[0])[0] if venv.has_attr("games") else None
-    ids: Sequence[str] = getattr(games, "game_ids", None) or [""] * n
-    return [game_id.split("-", 1)[0] for game_id in ids]
+    return draw_games(environments.task_types(venv, n), args.max_games, args.seed)
 
 
 def _play(

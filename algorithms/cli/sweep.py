@@ -225,9 +225,13 @@ def _trial_args(args: argparse.Namespace, folder: Path, chosen: Mapping[str, Any
     trains = build_parser()[1]["train"]
     # Lists and groups are a trial's own.
     values = {
-        action.dest: copy.deepcopy(getattr(args, action.dest)) for action in configuration.options_of(trains).values()
+        action.dest: copy.deepcopy(getattr(args, action.dest, action.default))
+        for action in configuration.options_of(trains).values()
     }
     values |= {
+        # A trial is measured when it is over.
+        "eval_every": None,
+        "eval_games": None,
         "out": folder,
         "resume": None,
         "overwrite": True,  # what a trial that was killed left
@@ -315,13 +319,12 @@ def _measuring_env(args: argparse.Namespace) -> Any:
 
 def _play(args: argparse.Namespace, model: Path) -> list[Episode]:
     """Play held-out games once each."""
-    from algorithms.cli.evaluate import task_types
     from algorithms.common.measure.evaluation import draw_games, evaluate
     from algorithms.common.shell.load import load_actor
 
     venv = _measuring_env(args)
     n = int(venv.get_attr("n_games", indices=[0])[0])
-    games = draw_games(task_types(venv, n), min(args.eval_games, n), args.seed)
+    games = draw_games(environments.task_types(venv, n), min(args.eval_games, n), args.seed)
     episodes = evaluate(
         load_actor(str(model), venv, temperature=args.temperature, device=args.device),
         venv,

@@ -68,6 +68,7 @@ def add_parser(verbs: Any) -> None:
         help="list what --set takes for --algo, with defaults and a line on each, and train nothing",
     )
     add_options(parser, "runs/train")
+    _add_eval_options(parser)
     parser.set_defaults(run=run, rules=RULES, parser=parser)
 
 
@@ -183,6 +184,31 @@ def add_amounts(parser: argparse.ArgumentParser) -> None:
         type=arguments.number(above=0),
         metavar="M",
         help="all but sft: stop after so many minutes, too, when the iteration that runs then is over (default: never)",
+    )
+
+
+def _add_eval_options(parser: argparse.ArgumentParser) -> None:
+    """Options for evaluations while it trains."""
+    group = parser.add_argument_group("evaluations while it trains")
+    group.add_argument(
+        "--eval-every",
+        type=arguments.positive,
+        metavar="TURNS",
+        help="after so many turns of training, when the iteration that runs then is over, play the same held-out games "
+        "greedily (first before training). The curve is eval/success_rate, OUT/evaluations.json has the numbers, and "
+        "OUT/best.zip the policy that won most (default: never)",
+    )
+    group.add_argument(
+        "--eval-games",
+        type=arguments.positive,
+        metavar="N",
+        help="how many, spread over the task types (default: 100)",
+    )
+    group.add_argument(
+        "--eval-split",
+        choices=[split for split in arguments.SPLITS if split != "train"],
+        help="of which split of ALFWorld's games; report on the other one (default: valid_seen). In another environment the "
+        "games are seeds that training does not draw",
     )
 
 
@@ -306,6 +332,7 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--reward: {args.algo} learns from {learns_from(args.algo)}, not from a process reward")
     if args.reward is None and args.reward_kwargs is not None:
         raise ValueError("--reward-kwargs are for a --reward: add one")
+    _check_eval_options(args)
     for service in args.log:
         if find_spec(service) is None:
             raise ModuleNotFoundError(f"--log {service}: not installed: pip install 'agentprm-gym[{service}]'")
@@ -337,6 +364,26 @@ def _fill_defaults(args: argparse.Namespace) -> None:
         elif name not in own:
             takes = ", ".join("--" + n.replace("_", "-") for n in own)
             raise ValueError(f"--{name.replace('_', '-')} is not for {args.algo}, which takes {takes}")
+
+
+def _check_eval_options(args: argparse.Namespace) -> None:
+    """Give the options of evaluations their defaults.
+
+    Raises:
+        ValueError: they are given without ``--eval-every``, or a split for an environment without any.
+    """
+    if args.eval_every is None:
+        for name in ("eval_games", "eval_split"):
+            if getattr(args, name) is not None:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} is for evaluations while it trains: add --eval-every TURNS"
+                )
+        return
+    args.eval_games = args.eval_games or 100
+    if arguments.is_alfworld(args):
+        args.eval_split = args.eval_split or "valid_seen"
+    elif args.eval_split is not None:
+        raise ValueError(f"--eval-split is one of ALFWorld's splits, and --env {args.env} is another environment")
 
 
 def _check_folder(args: argparse.Namespace, folder: Path) -> None:

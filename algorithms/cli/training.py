@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
     from agentprm_gym.episodes import Episode
+    from algorithms.common.measure.eval_callback import GamesEvalCallback
     from algorithms.common.shell.base import LLMAlgorithm
 
 #: What the expert plays for a run without --demos, in its folder.
@@ -46,7 +47,7 @@ def clear(folder: Path) -> None:
     from algorithms.common.shell.checkpoints import remove_checkpoint
 
     remove_checkpoint(folder)
-    for name in (folders.MODEL, folders.INTERRUPTED, KEPT):
+    for name in (folders.MODEL, folders.INTERRUPTED, folders.BEST, folders.EVALUATIONS, KEPT):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -87,8 +88,11 @@ def train_one(
         if processes.is_main():
             _write_settings(args, resumed=resumed)
             configuration.write_config(args.parser, out, args, args.rules)
+        evaluations = None if args.eval_every is None else environments.make_eval_callback(args, out)
+        if evaluations is not None:
+            stack.callback(evaluations.eval_env.close)
         with _kept_on_error(model, args):
-            in_time = _learn(args, bars, model, total, resumed=resumed)
+            in_time = _learn(args, bars, model, total, evaluations, resumed=resumed)
     if processes.is_main():
         model.save(out / folders.MODEL)
     model.logger.close()
@@ -97,6 +101,14 @@ def train_one(
         console.print(
             f"stopped after {args.minutes:g} minutes and {model.iteration} iterations; "
             f"--resume {escape(str(args.resumed_by))} goes on",
+            soft_wrap=True,
+        )
+    best = None if evaluations is None else evaluations.best
+    if best is not None:
+        console.print(
+            f"best on {best.n} games: {100 * best.success:.1f} % won after {best.timesteps} turns "
+            f"[{100 * best.low:.1f}, {100 * best.high:.1f}], {escape(str(out / folders.BEST))}",
+            highlight=False,
             soft_wrap=True,
         )
     console.print(f"saved [bold]{path}[/]; next: agentprm eval {path}{_next_split(args)}", soft_wrap=True)
@@ -162,13 +174,22 @@ def _is_finished(args: argparse.Namespace, model: LLMAlgorithm, total: int) -> b
     return at_end and path.exists() and read_save(path).manifest["counters"]["iteration"] >= model.iteration
 
 
-def _learn(args: argparse.Namespace, bars: Progress, model: LLMAlgorithm, total: int, *, resumed: bool) -> bool:
+def _learn(
+    args: argparse.Namespace,
+    bars: Progress,
+    model: LLMAlgorithm,
+    total: int,
+    evaluations: GamesEvalCallback | None,
+    *,
+    resumed: bool,
+) -> bool:
     """Train to the end; returns whether it came before the time was over."""
     from algorithms.common.shell.deadline import Deadline
     from algorithms.common.shell.log_services import LogTo
 
     deadline = None if args.minutes is None else Deadline(args.minutes)
-    callbacks: list[BaseCallback] = [] if deadline is None else [deadline]
+    # Held-out games are played before the clock is looked at, so that the last model is among those measured.
+    callbacks: list[BaseCallback] = [one for one in (evaluations, deadline) if one is not None]
     services = [LogTo(service, os.fspath(args.out)) for service in dict.fromkeys(args.log)]
     callbacks += services
     # What was learnt before counts.

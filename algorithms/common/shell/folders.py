@@ -17,6 +17,8 @@ from agentprm_gym.llm.aliases import is_gguf
 
 #: What ``agentprm train`` calls its result, and what it keeps when Ctrl-C ends it.
 MODEL, INTERRUPTED = "model.zip", "interrupted.zip"
+#: What ``agentprm train --eval-every`` keeps beside them: the policy that won most held-out games, and all evaluations.
+BEST, EVALUATIONS = "best.zip", "evaluations.json"
 #: What ``agentprm eval`` writes: the episodes of a whole evaluation, and those so far.
 EPISODES, UNFINISHED = "episodes.jsonl.gz", "unfinished.jsonl.gz"
 #: What ``agentprm sweep`` keeps of its trials.
