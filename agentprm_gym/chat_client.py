@@ -214,8 +214,7 @@ class ServerClient:
             ]
             if not answers:
                 raise ValueError("no choices")
-            used = data.get("usage") or {}
-            tokens = _tokens(used.get("prompt_tokens")), _tokens(used.get("completion_tokens"))
+            tokens = _usage(data)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ServerError(
                 f"{response.url} answered with something else than a chat completion "
@@ -223,7 +222,7 @@ class ServerClient:
                 "Is the address right? It usually ends with /v1",
                 response.status,
             ) from None
-        self._sender.count(prompt_tokens=tokens[0], completion_tokens=tokens[1])
+        self._sender.count(**tokens)
         if len(answers) < wanted:
             self._takes_n = False
         return answers
@@ -274,8 +273,7 @@ class ServerClient:
             if not ids and not stopped:
                 raise ValueError("no tokens")
             first = float(choice["logprobs"]["token_logprobs"][0]) if log_probs else None
-            used = data.get("usage") or {}
-            tokens = _tokens(used.get("prompt_tokens")), _tokens(used.get("completion_tokens"))
+            tokens = _usage(data)
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise ServerError(
                 f"{response.url} answered without the tokens that it wrote ({type(error).__name__}: "
@@ -283,7 +281,7 @@ class ServerClient:
                 'which knows "return_token_ids"',
                 response.status,
             ) from None
-        self._sender.count(prompt_tokens=tokens[0], completion_tokens=tokens[1])
+        self._sender.count(**tokens)
         ended = choice.get("stop_reason")
         if stopped and isinstance(ended, int) and (not ids or ids[-1] != ended):
             ids.append(ended)  # some versions leave out the token that ended it
@@ -336,6 +334,12 @@ class ServerClient:
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING=true in its environment, or SGLang with --enable-lora",
             404,
         )
+
+
+def _usage(data: Any) -> dict[str, int]:
+    """The tokens that an answer says it took."""
+    used = data.get("usage") or {}
+    return {name: _tokens(used.get(name)) for name in ("prompt_tokens", "completion_tokens")}
 
 
 def _tokens(value: Any) -> int:

@@ -2,7 +2,7 @@
 
 The bundled model as it is, with no demonstration, learns to play generated train games. Each way of exploring has the same
 number of environment steps, all that it plays included, and the same three seeds. Every few hundred episodes the policy, which
-then does not explore, plays 120 fixed ``valid_seen`` games, sampled at temperature 1. Two panels:
+then does not explore, plays 100 fixed ``valid_seen`` games, sampled at temperature 1. Two panels:
 
 * RFT with each way to play train episodes: a reset distribution, a strategy in the prompt, hindsight, one deviation
   (:mod:`algorithms.common.acting.exploration`);
@@ -41,7 +41,7 @@ from agentprm_gym.wrappers.novelty import VisitCounts, VisitRewardWrapper
 from agentprm_gym.wrappers.sb3 import VecProcessReward
 from algorithms import GRPO, RFT, GamesEvalCallback
 from algorithms.cli.output import PlainConsole, provenance, write_json
-from algorithms.common.measure.comparison import Curve, draw, mean_interval
+from algorithms.common.measure.comparison import Curve, draw, finite, mean_columns
 from algorithms.common.measure.evaluation import draw_games, make_eval_env
 
 RESULTS = Path(__file__).parent / "results"
@@ -105,9 +105,9 @@ class Budget:
         settings: changes to the algorithms' settings.
     """
 
-    steps: int = 32_000
-    every: int = 5_000
-    games: int = 120
+    steps: int = 24_000
+    every: int = 4_000
+    games: int = 100
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -178,19 +178,12 @@ def summary(ways: Sequence[Way], curves: dict[str, Curve]) -> list[dict[str, Any
         row: dict[str, Any] = {"way": way.name, "privileged": way.privileged, "seeds": len(one.seeds)}
         measures: dict[str, Callable[[Curve], Any]] = {"height": Curve.average, "final": Curve.last}
         for name, measure in measures.items():
-            mean, half = mean_interval(measure(one))
-            row[name], row[f"{name}_half"] = float(mean), finite(half)
+            row |= mean_columns({name: measure(one)})
             if base is not None and base is not one:
-                mean, half = mean_interval(measure(one) - measure(base))
-                row[f"{name}_gain"], row[f"{name}_gain_half"] = float(mean), finite(half)
+                row |= mean_columns({f"{name}_gain": measure(one) - measure(base)})
         row["steps_to_level"] = [finite(x) for x in one.reached(LEVEL)]
         rows.append(row)
     return rows
-
-
-def finite(x: Any) -> float | None:
-    """A number for a result file: ``None`` where it is not finite."""
-    return float(x) if np.isfinite(x) else None
 
 
 def table(rows: Sequence[dict[str, Any]], n_seeds: int) -> Table:

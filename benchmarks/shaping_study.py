@@ -24,7 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from algorithms.cli.output import PlainConsole, provenance, write_json
-from algorithms.common.measure.comparison import Curve, draw, mean_interval, read_curves
+from algorithms.common.measure.comparison import Curve, draw, finite, mean_columns, read_curves
 
 RESULTS = Path(__file__).parent / "results"
 TAG = "rollout/success_rate"
@@ -122,12 +122,9 @@ def seed_row(study: Study, curve: Curve, reward: str, seeds: Sequence[int]) -> d
     outcome = np.array([study.success(study.folder / "outcome" / f"seed_{seed}") for seed in seeds])
     reached = curve.reached(0.5)
     row: dict[str, Any] = {"reward": reward, "potential_based": REWARDS[reward][0], "seeds": len(seeds)}
-    columns = {"success": final, "against_outcome": final - outcome, "mean_height": curve.average()}
-    for name, values in columns.items():
-        mean, half = mean_interval(values)
-        row[name], row[f"{name}_half"] = float(mean), None if np.isnan(half) else float(half)
+    row |= mean_columns({"success": final, "against_outcome": final - outcome, "mean_height": curve.average()})
     row["reached_half_by"] = int(np.isfinite(reached).sum())
-    row["steps_to_half"] = [float(x) if np.isfinite(x) else None for x in reached]
+    row["steps_to_half"] = [finite(x) for x in reached]
     seconds = [x[-1] for x, _ in read_curves({reward: study.folder / reward}, [TAG], "seconds")[0].seeds.values()]
     row["seconds"] = float(np.mean(seconds))
     return row

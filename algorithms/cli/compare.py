@@ -232,7 +232,7 @@ def _compare_runs(args: argparse.Namespace, named: dict[str, str], out: Path, co
 
 def _row(curve: Any, level: float) -> dict[str, Any]:
     """A curve's numbers; where it reaches a height only for a rate."""
-    from algorithms.common.measure.comparison import is_rate, mean_interval
+    from algorithms.common.measure.comparison import finite, is_rate, mean_interval
 
     final, final_half = mean_interval(curve.last())
     average, average_half = mean_interval(curve.average())
@@ -242,9 +242,9 @@ def _row(curve: Any, level: float) -> dict[str, Any]:
         "seeds": len(curve.seeds),
         "to": min(float(x[-1]) for x, _ in curve.seeds.values()),
         "final": float(final),
-        "final_half_interval": _finite(final_half),
+        "final_half_interval": finite(final_half),
         "average": float(average),
-        "average_half_interval": _finite(average_half),
+        "average_half_interval": finite(average_half),
     }
     if not is_rate(curve.tag):
         return row
@@ -254,13 +254,9 @@ def _row(curve: Any, level: float) -> dict[str, Any]:
     mean, half = mean_interval(reached) if everywhere else (math.nan, math.nan)
     return row | {
         "reached_by": int(sum(map(math.isfinite, reached))),
-        "reached_at": _finite(mean),
-        "reached_at_half_interval": _finite(half),
+        "reached_at": finite(mean),
+        "reached_at_half_interval": finite(half),
     }
-
-
-def _finite(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _table(rows: list[dict[str, Any]], x: str, level: float) -> Table:

@@ -108,6 +108,28 @@ def mean_interval(values: Floats) -> tuple[Any, Any]:
     return mean, half
 
 
+def finite(value: Any) -> float | None:
+    """A number for a result file: ``None`` where it is not finite, which JSON cannot say."""
+    return float(value) if math.isfinite(value) else None
+
+
+def mean_columns(values: Mapping[str, Floats]) -> dict[str, float | None]:
+    """Means over seeds for a row of a result file: ``<name>``, and half its 95 % interval as ``<name>_half``.
+
+    Args:
+        values: by name, (n_seeds,) each.
+
+    Example:
+        >>> mean_columns({"won": np.array([0.5, 0.7])})["won"]
+        0.6
+    """
+    out: dict[str, float | None] = {}
+    for name, column in values.items():
+        mean, half = mean_interval(column)
+        out[name], out[f"{name}_half"] = float(mean), finite(half)
+    return out
+
+
 # ---------------------------------------------------------------------- reading
 def is_rate(tag: str) -> bool:
     """Whether a tag's values are shares in [0, 1], so that a height such as 0.5 means something.
