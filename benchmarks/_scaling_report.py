@@ -137,6 +137,22 @@ def purchases(simulate: Callable[[int, int], Iteration], n_rollouts: int, budget
 
 
 # ---------------------------------------------------------------------- tables
+def figures_of(data: Mapping[str, Any]) -> dict[str, float]:
+    """The result's numbers by name: the measured points beside the simulated ones, and hours of the job on one GPU.
+
+    Args:
+        data: the result.
+    """
+    figures: dict[str, float] = {}
+    for row in data["measured"]["workers"]:
+        for key in ("measured", "low", "high", "simulated", "ratio"):
+            figures[f"workers_{row['workers']}_{key}"] = row[key]
+    for row in data["one_gpu"]:
+        name = "_".join(row[key] for key in ("model", "writes", "engine", "gpu")).replace(" ", "_").replace("'", "")
+        figures[f"hours_{name}"] = row["seconds"] / 3600
+    return figures
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"

@@ -241,7 +241,7 @@ def main() -> None:
         "bundled": small,
         **large,
     }
-    write_json(args.out, data)
+    write_json(args.out, {**data, "figures": report.figures_of(data)})
     write_text(args.out.with_suffix(".md"), report.tables(data))
     report.draw(data, args.out.with_suffix(".png"))
     print(report.tables(data))

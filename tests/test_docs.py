@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import doctest
 import inspect
+import json
 import re
 import shlex
 import shutil
@@ -344,3 +345,14 @@ def test_files_that_the_architecture_names_exist() -> None:
     folders = [*tops, *(folder for top in tops[1:3] for folder in top.rglob("*") if folder.is_dir())]
     missing = sorted(name for name in names if not any((folder / name).is_file() for folder in folders))
     assert not missing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_result_files_say_what_made_them(path: Path) -> None:
+    """Every number has its commit, seeds, versions and machine beside it."""
+    text = path.read_text(encoding="utf-8")
+    data = json.loads(text)
+    missing = {"name", "commit", "date", "machine", "versions", "seeds", "figures"} - data.keys()
+    assert not missing
+    assert data["figures"] and all(type(value) in (int, float) for value in data["figures"].values())
+    assert not re.findall(r'"/\w[^"]*"', text), "a path of the machine that it was measured on"
