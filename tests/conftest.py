@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,23 @@ from tests.cli_helpers import Cli, Done
 
 # Torch, which is not loaded yet, reads it: matrices this small are slower on two threads, much slower on busy cores.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def names_of_this_test() -> Iterator[None]:
+    """What a test registers is gone after it: messages, pages and defaults name all that is registered."""
+    import gymnasium as gym
+
+    from agentprm_gym.rewards import registry as rewards
+    from algorithms import registry as algorithms
+
+    held: list[dict[str, Any]] = [gym.registry, rewards._ENTRIES, algorithms._registered]
+    before = [dict(names) for names in held]
+    yield
+    for names, kept in zip(held, before, strict=True):
+        if names.keys() != kept.keys():
+            names.clear()
+            names.update(kept)
 
 
 @pytest.fixture(scope="session")

@@ -233,6 +233,7 @@ def test_inverse_prm_is_trained_and_keeps_its_demonstrations(cli: Cli, learner: 
     assert done.status == 0, done.err
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_a_finished_one_says_so(cli: Cli, learner: str, tmp_path: Path) -> None:
     """A real kill, by the process itself when it has improved the policy for the second time."""
     from agentprm_gym.llm.saving import read_save

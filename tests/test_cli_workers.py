@@ -56,6 +56,7 @@ def groups(learner: str, out: str, reward: str = "own_reward:Shorter") -> tuple[
     return ("train", "--algo", "grpo", *given, "--reward", reward, "--out", out, *SMALL_RUN)
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(cli: Cli, learner: str, tmp_path: Path) -> None:
     (tmp_path / "own_reward.py").write_text(OWN_REWARD)
     alone = cli(*groups(learner, "alone"))

@@ -107,7 +107,7 @@ def test_games_as_json(cli: Cli) -> None:
     ("variables", "coloured"), [({"FORCE_COLOR": "1"}, True), ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False)]
 )
 def test_no_colour_where_it_is_not_wanted(variables: dict[str, str], coloured: bool) -> None:
-    words = [sys.executable, "-m", "algorithms.cli.main", "train", "--algo", "grpo", "--policy", "no/such/model/x"]
+    words = [sys.executable, "-m", "algorithms.cli.main", "train", "--algo", "nosuch"]
     env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")} | variables
     done = subprocess.run(words, capture_output=True, text=True, env={**env, "TERM": "xterm-256color"}, check=False)
     assert "error:" in done.stderr

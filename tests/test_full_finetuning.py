@@ -402,6 +402,7 @@ def test_an_exported_process_reward_model_is_what_was_trained(tmp_path: Path) ->
         prm.export_adapter(tmp_path / "adapter")
 
 
+@pytest.mark.slow
 def test_workers_play_what_one_process_plays() -> None:
     games: dict[str, Any] = {"split": "train", "games": "generated", "max_episode_steps": 4}
     tasks = [RolloutTask({"game": g}, (0, g)) for g in range(4)]

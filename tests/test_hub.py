@@ -290,6 +290,7 @@ def test_what_the_hub_refuses(hub: Hub, tiny: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_hub_that_is_not_there(hub: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries again, later and later
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -47,6 +47,7 @@ def test_a_perfect_judge_is_learnt(learner: str) -> None:
     assert heads.shape == (4, 3) and heads.std(axis=1).max() > 0
 
 
+@pytest.mark.slow
 def test_a_judge_that_errs_in_a_fifth_is_followed_by_four_fifths(learner: str) -> None:
     reward = PreferenceReward(learner, perfect, max_epochs=150, target_accuracy=1.0, batch_size=50, learning_rate=2e-3)
     low, high = Situation.after(behind("hall")), Situation.after(behind("tower"))

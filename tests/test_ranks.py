@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from algorithms.common.learning.batches import own_pieces, shared_pieces
 pytest.importorskip("accelerate", reason="processes meet by accelerate: pip install 'agentprm-gym[distributed]'")
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("SFT", "GRPO", "PPO", "RFT", "OnlineDPO", "AgentPRM", "InversePRM")
+#: One of each kind of training, and the others.
+FIRST, MORE = ("SFT", "GRPO", "AgentPRM"), ("PPO", "RFT", "OnlineDPO", "InversePRM")
+NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
 
 
 def launch(words: list[str], size: int, cwd: Path) -> list[subprocess.CompletedProcess[str]]:
@@ -55,34 +58,44 @@ def launch(words: list[str], size: int, cwd: Path) -> list[subprocess.CompletedP
     return done
 
 
+#: What one process found, what each of two did, and the folder in which the two trained.
+Found = tuple[dict[str, Any], list[dict[str, Any]], Path]
+
+
 @pytest.fixture(scope="module")
-def results(
-    learner: str, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, Any], list[dict[str, Any]], Path]:
-    """What one process found, what each of two did, and the folder in which the two trained."""
-    alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
-    launch(["-m", "tests.ranks_program", learner, str(alone), *NAMES], 1, ROOT)
-    launch(["-m", "tests.ranks_program", learner, str(together), *NAMES], 2, ROOT)
-    read = [json.loads((together / f"2_{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
-    return json.loads((alone / "1_0.json").read_text(encoding="utf-8")), read, together
+def results(learner: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
+    """Of an algorithm, trained together with those of its group when the first of them is asked for."""
+    done: dict[tuple[str, ...], Found] = {}
+
+    def of(name: str) -> Found:
+        names = FIRST if name in FIRST else MORE
+        if names not in done:
+            alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
+            launch(["-m", "tests.ranks_program", learner, str(alone), *names], 1, ROOT)
+            launch(["-m", "tests.ranks_program", learner, str(together), *names], 2, ROOT)
+            read = [json.loads((together / f"2_{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
+            done[names] = json.loads((alone / "1_0.json").read_text(encoding="utf-8")), read, together
+        return done[names]
+
+    return of
 
 
 @pytest.mark.parametrize("name", NAMES)
 class TestTwoProcesses:
     def test_the_loss_curve_is_that_of_one(self, results: Any, name: str) -> None:
-        alone, (first, second), _ = results
+        alone, (first, second), _ = results(name)
         assert alone[name]["losses"]
         np.testing.assert_allclose(first[name]["losses"], alone[name]["losses"], rtol=1e-5, atol=1e-5)
         assert second[name]["losses"] == first[name]["losses"]
 
     def test_both_hold_the_same_policy_and_it_is_that_of_one(self, results: Any, name: str) -> None:
-        alone, (first, second), _ = results
+        alone, (first, second), _ = results(name)
         assert first[name]["weights"] == second[name]["weights"]
         assert np.ptp(first[name]["weights"]) > 0
         np.testing.assert_allclose(first[name]["weights"], alone[name]["weights"], atol=1e-4)
 
     def test_what_is_logged_and_counted_is_the_same(self, results: Any, name: str) -> None:
-        alone, (first, _), _ = results
+        alone, (first, _), _ = results(name)
         for what in ("timesteps", "tokens"):
             assert first[name][what] == alone[name][what]
         assert len(first[name]["logged"]) == len(alone[name]["logged"])
@@ -93,7 +106,7 @@ class TestTwoProcesses:
 
 
 def test_only_the_first_writes_checkpoints(results: Any) -> None:
-    folder = results[2]
+    folder = results("SFT")[2]
     assert (folder / "SFT" / "resume" / "state.zip").is_file()
     assert not list(folder.rglob("*.part*"))
 

@@ -157,6 +157,7 @@ def test_both_have_at_most_25_options() -> None:
         assert len(algorithm.constructor_names()) <= 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [HGPO, IStar])
 def test_both_keep_the_contract_of_algorithms(learner: str, algorithm: type) -> None:
     check_algorithm(lambda env: algorithm(learner, env, **SMALL_ON_POLICY), "TextIdentity-v0")
