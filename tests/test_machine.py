@@ -101,3 +101,17 @@ def test_a_learning_rate_for_small_models_is_warned_of_on_a_large_one(
     model.learning_rate = 2e-3
     with pytest.warns(UserWarning, match=r"learning_rate=0.002 .* begin with about 1e-4"):
         model.learn(1)
+
+
+def test_the_process_reward_models_learning_rate_is_warned_of_too(
+    learner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from algorithms import AgentPRM
+    from algorithms.common.shell import machine
+    from tests.algorithm_helpers import make_model, make_toy
+
+    model = make_model(AgentPRM, learner, make_toy(), learning_rate=1e-4, prm={"learning_rate": 1e-3})
+    monkeypatch.setattr(machine, "SMALL_MODEL", 1000)
+    monkeypatch.setattr(machine, "_chosen", [1])
+    with pytest.warns(UserWarning, match=r"^prm\.learning_rate=0.001 suits the bundled model"):
+        model.learn(1)

@@ -89,6 +89,11 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
 
     # ------------------------------------------------------------------ helpers of the loop
     @property
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rates of everything that is trained, by the names of their settings."""
+        return {**super().learning_rates, "prm.learning_rate": float(self.fit.learning_rate)}
+
+    @property
     def streams(self) -> Streams:
         """The random streams of this iteration."""
         return Streams(self.seed_base, self.iteration)

@@ -53,7 +53,7 @@ from algorithms.common.shell.finite import check_learnt
 from algorithms.common.shell.folders import saved_model
 from algorithms.common.shell.logs import ONLY_TENSORBOARD, Samples, describe_run, episode_markdown, reward_settings
 from algorithms.common.shell.machine import check_device, use_fast_threads
-from algorithms.common.shell.settings import check_learning_rate, plain_settings, warn_of_learning_rate, with_buffers
+from algorithms.common.shell.settings import check_learning_rate, plain_settings, warn_of_learning_rates, with_buffers
 from algorithms.common.shell.sharing import SharedAlgorithm
 from algorithms.common.shell.workers import check_workers
 
@@ -314,7 +314,7 @@ class LLMAlgorithm(SharedAlgorithm):
         else:
             self._go_on(resumed)
         use_fast_threads(self.lm)
-        warn_of_learning_rate(self.learning_rate, int(self.lm.base.num_parameters()))
+        warn_of_learning_rates(self.learning_rates, int(self.lm.base.num_parameters()))
         if self.workers is not None:
             check_workers(self.workers, self.policy, self.env, compares=self.compares_log_probs)
         callback.on_training_start(locals(), globals())
@@ -454,6 +454,11 @@ class LLMAlgorithm(SharedAlgorithm):
         if sample is not None:
             self.logger.record("samples/episode", episode_markdown(sample), exclude=ONLY_TENSORBOARD)
         self.logger.dump(step=self.num_timesteps)
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rates of everything that is trained, by the names of their settings."""
+        return {"learning_rate": self.learning_rate}
 
     @property
     def venv(self) -> VecEnv:

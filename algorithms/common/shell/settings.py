@@ -62,17 +62,18 @@ def plain_settings(value: Any, name: str) -> Any:
 LARGE_LEARNING_RATE = 5e-4
 
 
-def warn_of_learning_rate(learning_rate: float, n_parameters: int) -> None:
-    """Warn where a learning rate that suits the bundled model meets a large one, for example as the default.
+def warn_of_learning_rates(rates: Mapping[str, float], n_parameters: int) -> None:
+    """Warn where learning rates that suit the bundled model meet a large one, for example as the defaults.
 
     Args:
-        learning_rate: of the policy's adapter.
+        rates: the learning rates, by the names of their settings.
         n_parameters: of the base model.
     """
-    if n_parameters >= machine.SMALL_MODEL and learning_rate > LARGE_LEARNING_RATE:
+    high = [f"{name}={rate:g}" for name, rate in rates.items() if rate > LARGE_LEARNING_RATE]
+    if n_parameters >= machine.SMALL_MODEL and high:
         warnings.warn(
-            f"learning_rate={learning_rate:g} suits the bundled model of a million parameters, and this base has "
-            f"{n_parameters / 1e6:,.0f} million: begin with about 1e-4 (docs/your_own.md)",
+            f"{' and '.join(high)} {'suits' if len(high) == 1 else 'suit'} the bundled model of a million parameters, and this "
+            f"base has {n_parameters / 1e6:,.0f} million: begin with about 1e-4 (docs/your_own.md)",
             UserWarning,
             stacklevel=3,
         )
