@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes | str, *, sync: bool = True) -> None:
@@ -37,6 +39,30 @@ def write_whole(path: str | os.PathLike[str], data: bytes | str, *, sync: bool =
         raise
     if sync:
         sync_folder(file.parent)
+
+
+def read_json_object(path: str | os.PathLike[str], *, max_bytes: int = 100_000_000) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: the file.
+        max_bytes: larger files are not read.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too large, not JSON in UTF-8, or something else than an object.
+    """
+    file = Path(path)
+    size = file.stat().st_size
+    if size > max_bytes:
+        raise ValueError(f"{file} has {size:,} bytes, expected a JSON object of at most {max_bytes:,}")
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not JSON in UTF-8: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(data).__name__}")
+    return data
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

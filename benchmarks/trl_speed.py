@@ -103,6 +103,17 @@ def ours_grpo(model: str) -> Callable[[], None]:
 
 
 # ---------------------------------------------------------------------- TRL
+#: Of both of TRL's trainers: float32 on the CPU, and nothing written.
+QUIET: dict[str, Any] = {
+    "bf16": False,
+    "use_cpu": True,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "disable_tqdm": True,
+}
+
+
 def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
@@ -164,16 +175,11 @@ def trl_sft(model: str, shown: list[Episode], way: str, checkpointing: bool, fol
         num_train_epochs=1,
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
-        learning_rate=1e-9,
         max_length=None,
         assistant_only_loss=way == "chat",
         gradient_checkpointing=checkpointing,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+        learning_rate=1e-9,
+        **QUIET,
     )
     trainer = SFTTrainer(
         _base(model),
@@ -203,15 +209,10 @@ def trl_grpo(model: str, folder: str) -> Callable[[], None]:
         gradient_accumulation_steps=N_GAMES * GROUP // MICRO,
         num_generations=GROUP,
         max_completion_length=4096,
-        learning_rate=1e-9,
         beta=0.01,
         gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
+        learning_rate=1e-9,
+        **QUIET,
     )
     trainer = GRPOTrainer(
         _base(model),

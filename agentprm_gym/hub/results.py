@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from agentprm_gym.files import read_json_object
 
 _FILE = "result.json"
 # The largest that the commands here write is a hundredth of it.
@@ -125,15 +126,10 @@ def read_results(
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no result at {path}: expected the folder or the result.json of an evaluation")
-    if path.stat().st_size > _MAX_BYTES:
-        raise ResultError(f"{path} has {path.stat().st_size:,} bytes, expected a result.json of at most {_MAX_BYTES:,}")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is not JSON in UTF-8: {error}") from error
-    if not isinstance(data, dict):
-        raise ResultError(f"expected a JSON object in {path}, got {type(data).__name__}")
-    return data
+        return read_json_object(path, max_bytes=_MAX_BYTES)
+    except ValueError as error:
+        raise ResultError(str(error)) from error
 
 
 def _number(value: Any) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agentprm_gym.episodes import Episode, read_episodes
+from agentprm_gym.files import read_json_object
 from algorithms.common.measure.comparison import Curve, mean_interval, read_curves
 from algorithms.common.shell import folders
 
@@ -127,7 +127,7 @@ def _evaluation(name: str, folder: Path) -> Evaluation:
         raise FileNotFoundError(
             f"{folder} holds an evaluation that did not end: 'agentprm eval --resume {folder}' goes on with it"
         )
-    about = _json(folder / "result.json")
+    about = read_json_object(folder / "result.json")
     protocol = about.get("protocol")
     known = (protocol if isinstance(protocol, dict) else {}).get("step_cap"), about.get("max_steps")
     cap = next((x for x in known if isinstance(x, int) and x > 0), None)
@@ -137,28 +137,13 @@ def _evaluation(name: str, folder: Path) -> Evaluation:
 def _demo(name: str, folder: Path) -> list[Evaluation]:
     """The evaluations of ``agentprm demo``, which lie together; their step limit is that of the longest failure."""
     files = sorted((folder / "eval").glob("*.jsonl.gz"))
-    about = _json(folder / "result.json") if (folder / "result.json").is_file() else {}
+    about = read_json_object(folder / "result.json") if (folder / "result.json").is_file() else {}
     found = []
     for path in files:
         episodes = list(read_episodes(path))
         lost = [len(e.turns) for e in episodes if e.truncated]
         label = f"{name}/{path.name.removesuffix('.jsonl.gz')}"
         found.append(Evaluation(label, about, episodes, max(lost, default=None)))
-    return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected a JSON object, as agentprm writes it ({error})") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
 
 
@@ -180,7 +165,7 @@ def _training(name: str, folder: Path) -> Training:
 def _settings(folder: Path) -> dict[str, str]:
     """What a run was begun with, as its own file says; of several seeds what the first one was."""
     files = [folder / "settings.json", *sorted(folder.glob("seed_*/settings.json"))]
-    note = next((_json(path) for path in files if path.is_file()), {})
+    note = next((read_json_object(path) for path in files if path.is_file()), {})
     given = note.get("args")
     args = given if isinstance(given, dict) else {}
     told = {"commit": note.get("commit"), **{key: args.get(key) for key in SETTINGS}}
