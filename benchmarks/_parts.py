@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from agentprm_gym.files import read_json_object
 from algorithms.cli.output import write_json
 from algorithms.common.measure.comparison import read_curves
 from algorithms.common.shell.checkpoints import state_path
@@ -26,6 +27,29 @@ from algorithms.common.shell.folders import UNFINISHED
 
 Floats = NDArray[np.float64]
 Task = TypeVar("Task")
+
+
+def take_over(result: Path, about: Mapping[str, Any], path_of: Callable[[Mapping[str, Any]], Path | None]) -> int:
+    """Let what an earlier result file says of other seeds count as done, so that a study grows seed by seed.
+
+    Args:
+        result: the file; there may be none.
+        about: what it must say of itself: settings, sizes. Where it says something else, nothing is taken.
+        path_of: where a row belongs as a finished part; ``None``: nowhere.
+
+    Returns:
+        How many parts were written. Those that are there already stay.
+    """
+    if not result.is_file():
+        return 0
+    before = read_json_object(result)
+    if any(before.get(key) != json.loads(json.dumps(value)) for key, value in about.items()):
+        return 0
+    paths = [(path_of(row), row) for row in before["rows"]]
+    new = [(path, row) for path, row in paths if path is not None and not path.exists()]
+    for path, row in new:
+        write_json(path, row)
+    return len(new)
 
 
 class Parts:

@@ -13,7 +13,8 @@ then does not explore, plays 100 fixed ``valid_seen`` games, sampled at temperat
 of the curve. ``final``: of the last evaluation. Differences are to the way without exploration of the same seed. What was
 planned by the planner is privileged, and stands in the table as such.
 
-Each run's curve is kept in ``--work``, so an interrupted study goes on. A plot lies beside the result file.
+Each run's curve is kept in ``--work``, so an interrupted study goes on; and so are those of the result file, so that
+``--seeds 0 1 2`` adds a seed to the two that it has. A plot lies beside the result file.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from algorithms import GRPO, RFT, GamesEvalCallback
 from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.measure.comparison import Curve, draw, finite, mean_columns
 from algorithms.common.measure.evaluation import draw_games, make_eval_env
+from benchmarks._parts import take_over
 
 RESULTS = Path(__file__).parent / "results"
 LEVEL = 0.6
@@ -221,6 +223,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ways = [w for w in WAYS if not args.ways or w.name in args.ways]
     work = args.work / ("quick" if args.quick else "full")
     work.mkdir(parents=True, exist_ok=True)
+    out = work / "exploration_study.json" if args.quick else args.out
+    settings = {"rft": RFT_SETTINGS, "grpo": GRPO_SETTINGS, "max_bonus": MAX_BONUS, "level": LEVEL, **vars(budget)}
+    take_over(out, {"settings": settings}, lambda row: work / f"{row['way']}_{row['seed']}.json")
     found: dict[str, dict[str, tuple[Any, Any]]] = {}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.jobs, mp_context=spawn) as pool:
@@ -237,12 +242,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     shown = summary(ways, curves)
     console = PlainConsole()
     console.print(table(shown, len(seeds)))
-    out = work / "exploration_study.json" if args.quick else args.out
     picture = [Curve(c.label, f"success of {c.tag}", c.axis, c.seeds) for c in curves.values()]
     draw(picture, out.with_suffix(".png"), title="Exploration from the base, valid_seen, T = 1", level=LEVEL)
     keys = ("height", "final", "height_gain", "final_gain")
     figures = {f"{row['way']}_{key}": row[key] for row in shown for key in keys if key in row}
-    settings = {"rft": RFT_SETTINGS, "grpo": GRPO_SETTINGS, "max_bonus": MAX_BONUS, "level": LEVEL, **vars(budget)}
     about = {"date": datetime.date.today().isoformat(), "seeds": seeds, "quick": args.quick, "settings": settings}
     ways_said = {w.name: {"explore": w.explore, "reward": w.reward, "privileged": w.privileged} for w in ways}
     write_json(

@@ -9,7 +9,8 @@ commands, so whatever scores all of them costs that much. What was really called
 steps in the true game, which are privileged and cost no call. ``backtrack`` and everything with ``world`` = engine is planning
 with a simulator, and is to be compared with other such rows only. ``look-ahead`` cannot be made that small: its row says so.
 
-What is finished stays in ``--work``, so an interrupted study goes on. It writes ``results/related_search.json`` and a table.
+What is finished stays in ``--work``, so an interrupted study goes on; and rows of the result file count as done. It writes
+``results/related_search.json`` and a table.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import datetime
 import json
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from algorithms.common.acting.planning.world_model import WorldModel, transition
 from algorithms.common.acting.rollouts import RolloutTask, collect
 from algorithms.common.measure.evaluation import draw_games, evaluate, make_eval_env, wilson
 from algorithms.common.shell.load import load_actor, load_policy
+from benchmarks._parts import take_over
 from benchmarks.leaderboard import BRANCHES, SFT
 
 RESULTS = Path(__file__).parent / "results"
@@ -158,12 +160,21 @@ class Study:
             write_whole(path.with_suffix(".json"), json.dumps({"n_transitions": len(data), "losses": losses}))
         return path
 
+    def path(self, setting: Setting, seed: int) -> Path:
+        """Where a finished row is kept; other settings are another row."""
+        slug = "".join(c if c.isalnum() else "_" for c in setting.name)
+        return self.work / f"{slug}_{zlib.crc32(repr(setting).encode()):08x}_{self.n_games}_{seed}.json"
+
+    def path_of(self, row: Mapping[str, Any]) -> Path | None:
+        """Where a row of a result file belongs; ``None`` for one that was played with other settings."""
+        for one in settings(self.budget):
+            if (one.name, one.n, one.depth, one.options) == tuple(row[k] for k in ("name", "n", "depth", "options")):
+                return self.path(one, row["seed"])
+        return None
+
     def play(self, setting: Setting, seed: int) -> dict[str, Any]:
         """Play the games with one search; what was played before is read."""
-        slug = "".join(c if c.isalnum() else "_" for c in setting.name)
-        # Other settings are another row, and are played anew.
-        mark = zlib.crc32(repr(setting).encode())
-        path = self.work / f"{slug}_{mark:08x}_{self.n_games}_{seed}.json"
+        path = self.path(setting, seed)
         if path.exists():
             return dict(json.loads(path.read_text(encoding="utf-8")))
         options = dict(setting.options)
@@ -284,6 +295,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = Study(work, quick=args.quick, budget=args.budget, n_games=n_games)
     chosen = [s for s in settings(args.budget) if not args.only or s.name.startswith(tuple(args.only))]
     console, rows = PlainConsole(), []
+    about = {"budget": args.budget, "n_games": n_games, "policy": Path(SFT).name}
+    if not args.quick:
+        take_over(args.out, about, study.path_of)
     for seed in args.seeds[:1] if args.quick else args.seeds:
         for setting in chosen:
             rows.append(study.play(setting, seed))
@@ -291,7 +305,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = summary(rows)
     console.print(table(found, args.budget))
     if not args.quick:
-        about = {"budget": args.budget, "n_games": n_games, "seeds": args.seeds, "policy": Path(SFT).name}
         date = datetime.date.today().isoformat()
         draw(found, args.budget, args.out.with_suffix(".png"))
         figures = {
@@ -304,6 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 **provenance(),
                 "date": date,
                 **about,
+                "seeds": args.seeds,
                 "figures": figures,
                 "summary": found,
                 "rows": rows,

@@ -11,7 +11,7 @@ The value model's own fit is not counted in steps, since it takes none; the seco
 
 ``summary`` has one row a cell: means over seeds, and differences to the policy's log-probability and to AgentPRM's default
 targets (``monte_carlo_pairs``), seed by seed, with 95 % intervals. A chart of these lies beside the result file. Cells are kept
-in ``--work``, so an interrupted study goes on.
+in ``--work``, so an interrupted study goes on; and those of the result file count as done.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from algorithms.common.acting.rollouts import Rollout, RolloutTask, collect
 from algorithms.common.measure.comparison import mean_interval
 from algorithms.common.measure.evaluation import make_eval_env
 from algorithms.common.prm.play import Streams
+from benchmarks._parts import take_over
 from benchmarks.bench_panel import POLICIES
 from benchmarks.prm_curve import measure, show, softmax
 
@@ -312,6 +313,14 @@ def main() -> None:
     line = SFT.load(args.policy, env=None).policy
     log_probs = score_panel(PolicyRanker(line.responder, POLICY), states)
     metrics = PanelMetrics(states, "fair", policy=[softmax(x).tolist() for x in log_probs])
+    about = {"quick": args.quick, "states": len(states), "passes": PASSES, "played": FULL}
+    if not args.quick:
+        known = {cell.name for cell in CELLS}
+        take_over(
+            args.out,
+            about,
+            lambda row: args.work / f"seed_{row['seed']}" / f"{row['cell']}.json" if row["cell"] in known else None,
+        )
     rows: list[dict[str, Any]] = [{"cell": "policy", "seed": 0, **measure(log_probs, metrics)}]
     seeds = args.seeds[:1] if args.quick else args.seeds
     for seed in seeds:
@@ -326,7 +335,7 @@ def main() -> None:
     write_json(
         args.out,
         {"name": "related_study", **provenance(), "date": datetime.date.today().isoformat(), "seeds": seeds,
-         "quick": args.quick, "states": len(states), "passes": PASSES, "played": FULL, "figures": figures, "summary": shown,
+         **about, "figures": figures, "summary": shown,
          "rows": rows},
     )  # fmt: skip
     print(f"written to {args.out}")

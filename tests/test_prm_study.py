@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +227,22 @@ def test_what_failed_says_what_it_said(tmp_path: Path) -> None:
     study = Study(tmp_path, {})
     with pytest.raises(RuntimeError, match=r"ended with 2(.|\n)*invalid choice"):
         study.run(tmp_path / "out", "model.zip", "no-such-verb")
+
+
+def test_rows_of_a_result_file_count_as_done_where_settings_are_the_same(tmp_path: Path) -> None:
+    from algorithms.cli.output import write_json
+    from benchmarks._parts import take_over
+
+    rows = [{"seed": 0, "won": 3}, {"seed": 1, "won": 4}]
+    write_json(tmp_path / "result.json", {"size": [1, 2], "rows": rows})
+    write_json(tmp_path / "1.json", {"seed": 1, "won": 5})
+
+    def path_of(row: Mapping[str, Any]) -> Path:
+        return tmp_path / f"{row['seed']}.json"
+
+    assert take_over(tmp_path / "none.json", {}, path_of) == 0
+    assert take_over(tmp_path / "result.json", {"size": (1, 3)}, path_of) == 0
+    assert take_over(tmp_path / "result.json", {"size": (1, 2)}, lambda row: None) == 0
+    assert take_over(tmp_path / "result.json", {"size": (1, 2)}, path_of) == 1
+    assert json.loads((tmp_path / "0.json").read_text())["won"] == 3
+    assert json.loads((tmp_path / "1.json").read_text())["won"] == 5  # what was measured since stays
