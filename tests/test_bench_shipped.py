@@ -20,7 +20,7 @@ from algorithms.bench.on_policy import PolicyPlaysOn
 from benchmarks.bench_panel import MAX_STEPS, POLICIES, SEED, WALK, _rounded
 
 #: States whose labels are made again here; all of them with ``benchmarks.bench_panel --from-plays``.
-N_AGAIN = 12
+N_AGAIN = 6
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_labels_are_made_again_to_the_last_digit(name: str) -> None:
         assert _rounded(fair_labels(game, bare)) == state.labels["fair"]
 
 
-@pytest.mark.parametrize("name", ["generated", "real"])
+@pytest.mark.parametrize("name", ["generated", pytest.param("real", marks=pytest.mark.slow)])
 def test_labels_of_the_policy_are_made_again(name: str) -> None:
     """The policy draws with the same random numbers; where a probability rounds otherwise, it may draw another command."""
     source = "generated" if name == "generated" else "alfworld"

@@ -20,7 +20,14 @@ from tests.foreign_env import DoorEnv, make_doors
 Check = Callable[[Subject], None]
 
 
-@pytest.fixture(scope="module", params=list(ALGORITHMS))
+#: They learn and are saved by the same code as GRPO.
+LIKE_GRPO = ("RLOO", "REINFORCE", "GiGPO")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow) if name in LIKE_GRPO else name for name in ALGORITHMS],
+)
 def subject(request: pytest.FixtureRequest, learner: str) -> Subject:
     algorithm, _ = ALGORITHMS[request.param]
     return Subject(lambda env: make_model(algorithm, learner, env), make_toy(4), not_saved(algorithm))

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_it_finds_what_is_here(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "hub" / "models--Qwen--Qwen2.5-0.5B").mkdir(parents=True)
     status, found = findings(cli)
     assert status == 0
-    assert found["torch"] == {"what": "torch", "status": "ok", "detail": torch.__version__}
+    assert found["torch"] == {"what": "torch", "status": "ok", "detail": version("torch")}
     assert found["numpy"]["detail"] == numpy.__version__
     games = find_games("valid_unseen", "generated")
     assert found["games valid_unseen"]["detail"].startswith(f"{len(games)} of generated")

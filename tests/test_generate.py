@@ -245,6 +245,7 @@ print(json.dumps({"found": stock.game_files, "played": played}))
 """
 
 
+@pytest.mark.slow
 def test_the_stock_environment_finds_and_plays_written_games(tmp_path: Path) -> None:
     small = read_generator_kwargs({"n_receptacles": [4, 6], "n_objects": [4, 8]})
     assert write_games(tmp_path, 6, "train", small) == 6

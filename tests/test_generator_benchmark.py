@@ -45,6 +45,7 @@ _NEAR = {
 }
 
 
+@pytest.mark.slow
 def test_generated_games_are_near_the_real_ones(real_games: GameList) -> None:
     real, generated = (sample("train", source, 240) for source in ("alfworld", "generated"))
     measured = {row.feature: row.same_mix for row in compare(real, generated)}

@@ -18,6 +18,7 @@ import yaml
 
 from algorithms.common.acting.ranks import Ranks, join, ranks
 from algorithms.common.learning.batches import own_pieces, shared_pieces
+from tests import ranks_program
 
 pytest.importorskip("accelerate", reason="processes meet by accelerate: pip install 'agentprm-gym[distributed]'")
 
@@ -71,7 +72,7 @@ def results(learner: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         names = FIRST if name in FIRST else MORE
         if names not in done:
             alone, together = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("together")
-            launch(["-m", "tests.ranks_program", learner, str(alone), *names], 1, ROOT)
+            ranks_program.main(learner, str(alone), *names)
             launch(["-m", "tests.ranks_program", learner, str(together), *names], 2, ROOT)
             read = [json.loads((together / f"2_{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
             done[names] = json.loads((alone / "1_0.json").read_text(encoding="utf-8")), read, together

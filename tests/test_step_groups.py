@@ -86,6 +86,7 @@ def test_the_loss_and_its_slopes_are_those_of_autograd(how: str) -> None:
     np.testing.assert_allclose(slopes, s.grad.numpy(), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_process_reward_model_learns_what_was_won(learner: str, tmp_path: Path) -> None:
     """On the toy the right word is told apart by the second policy alone, while the policy stands still."""
     model: Any = IStar(

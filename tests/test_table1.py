@@ -140,6 +140,7 @@ def test_an_evaluation_that_was_cut_off_is_resumed(tmp_path: Path, monkeypatch: 
         parts.run(out, "result.json", "eval", "tiny", "--seed", 1)
 
 
+@pytest.mark.slow
 def test_workers_do_commands_one_after_the_other(tmp_path: Path) -> None:
     parts = Parts(tmp_path, n_workers=1)
     words = ("--games", "generated", "--max-games", 2, "--max-steps", 3, "--n-envs", 1)

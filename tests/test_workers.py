@@ -113,6 +113,7 @@ def test_an_algorithm_learns_the_same_from_workers(learner: str) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.slow
 def test_workers_of_another_policy_or_with_other_environments_are_refused(policy: LLMPolicy, learner: str) -> None:
     model = make_model(GRPO, learner, make_alfworld(max_episode_steps=4))
     with RolloutWorkers(policy, make_alfworld, 1) as model.workers:
