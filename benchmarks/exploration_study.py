@@ -9,9 +9,9 @@ then does not explore, plays 100 fixed ``valid_seen`` games, sampled at temperat
 * GRPO with each reward for novelty beside the outcome: visit counts on exact states, RND, nearest neighbours, disagreement; and
   visit counts alone for the first quarter of the steps, then the outcome alone (URLB's two phases).
 
-``steps_to_level``: the first evaluation with 60 % or more, in environment steps; ``null`` where there is none. ``height``: mean
-of the curve. ``final``: of the last evaluation. Differences are to the way without exploration of the same seed. What was
-planned by the planner is privileged, and stands in the table as such.
+Curves are cut at the number of steps that each run has at least. ``steps_to_level``: the first evaluation with 60 % or more,
+in environment steps; ``null`` where there is none. ``height``: mean of the curve. ``final``: at its end. Differences are to the
+way without exploration, seed by seed. What was planned by the planner is privileged, and stands in the table as such.
 
 Each run's curve is kept in ``--work``, so an interrupted study goes on; and so are those of the result file, so that
 ``--seeds 0 1 2`` adds a seed to the two that it has. A plot lies beside the result file.
@@ -172,27 +172,53 @@ def curve(way: Way, seed: int, budget: Budget, path: Path) -> dict[str, Any]:
     return found
 
 
+def finished(work: Path) -> list[dict[str, Any]]:
+    """Runs that are done, in the order of the ways and of the seeds."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob("*_[0-9]*.json")]
+    order = [way.name for way in WAYS]
+    return sorted((row for row in rows if row["way"] in order), key=lambda row: (order.index(row["way"]), row["seed"]))
+
+
+def curves_of(rows: Sequence[dict[str, Any]], steps: int) -> dict[str, Curve]:
+    """A curve a way, cut at so many steps: an iteration is not cut in the middle, and some would be compared later on."""
+    found: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for row in rows:
+        at, success = np.array(row["points"], float).T  # (N,) each
+        end = min(steps, at[-1])
+        points = np.append(at[at < end], end), np.append(success[at < end], np.interp(end, at, success))
+        found.setdefault(row["way"], {})[str(row["seed"])] = points
+    return {
+        name: Curve(name, "RFT" if name.startswith("rft") else "GRPO", "steps", seeds) for name, seeds in found.items()
+    }
+
+
+def with_seeds(curve: Curve, seeds: Sequence[str]) -> Curve:
+    """The same curve with some of its seeds, in this order."""
+    return Curve(curve.label, curve.tag, curve.axis, {seed: curve.seeds[seed] for seed in seeds})
+
+
 def summary(ways: Sequence[Way], curves: dict[str, Curve]) -> list[dict[str, Any]]:
     """One row a way: means over seeds with 95 % intervals, and differences to the baseline, paired by seed."""
     rows: list[dict[str, Any]] = []
     for way in ways:
         one, base = curves[way.name], curves.get(way.baseline)
         row: dict[str, Any] = {"way": way.name, "privileged": way.privileged, "seeds": len(one.seeds)}
+        both = sorted(one.seeds.keys() & base.seeds.keys()) if base is not None and base is not one else []
         measures: dict[str, Callable[[Curve], Any]] = {"height": Curve.average, "final": Curve.last}
         for name, measure in measures.items():
             row |= mean_columns({name: measure(one)})
-            if base is not None and base is not one:
-                row |= mean_columns({f"{name}_gain": measure(one) - measure(base)})
+            if base is not None and both:
+                row |= mean_columns({f"{name}_gain": measure(with_seeds(one, both)) - measure(with_seeds(base, both))})
         row["steps_to_level"] = [finite(x) for x in one.reached(LEVEL)]
         rows.append(row)
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]], n_seeds: int) -> Table:
+def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The summary to read."""
-    shown = Table(title=f"from the base, sampled at T = 1, {n_seeds} seeds, 95 % intervals; (p): privileged")
-    for name in ("way", "mean height %", "against none", "last %", "against none", f"steps to {LEVEL:.0%}"):
-        shown.add_column(name, justify="left" if name == "way" else "right")
+    shown = Table(title="from the base, sampled at T = 1, 95 % intervals over seeds; (p): privileged")
+    for name in ("way", "seeds", "mean height %", "against none", "last %", "against none", f"steps to {LEVEL:.0%}"):
+        shown.add_column(name, justify="left" if name == "way" else "right", no_wrap=name == "way")
 
     def cell(row: dict[str, Any], name: str, sign: str = "") -> str:
         if name not in row:
@@ -203,7 +229,7 @@ def table(rows: Sequence[dict[str, Any]], n_seeds: int) -> Table:
     for row in rows:
         steps = " ".join("-" if x is None else f"{x / 1000:.0f}k" for x in row["steps_to_level"])
         cells = (cell(row, "height"), cell(row, "height_gain", "+"), cell(row, "final"), cell(row, "final_gain", "+"))
-        shown.add_row(row["way"] + (" (p)" if row["privileged"] else ""), *cells, steps)
+        shown.add_row(row["way"] + (" (p)" if row["privileged"] else ""), str(row["seeds"]), *cells, steps)
     return shown
 
 
@@ -218,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "exploration_study.json", help="result file; a .png beside it"
     )
+    parser.add_argument("--report", action="store_true", help="begin no run: report those that are finished")
     args = parser.parse_args(argv)
     budget, seeds = (QUICK, args.seeds[:1]) if args.quick else (Budget(), args.seeds)
     ways = [w for w in WAYS if not args.ways or w.name in args.ways]
@@ -226,22 +253,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = work / "exploration_study.json" if args.quick else args.out
     settings = {"rft": RFT_SETTINGS, "grpo": GRPO_SETTINGS, "max_bonus": MAX_BONUS, "level": LEVEL, **vars(budget)}
     take_over(out, {"settings": settings}, lambda row: work / f"{row['way']}_{row['seed']}.json")
-    found: dict[str, dict[str, tuple[Any, Any]]] = {}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=spawn) as pool:
-        pairs = [(way, seed) for seed in seeds for way in ways]
-        runs = [pool.submit(curve, way, seed, budget, work / f"{way.name}_{seed}.json") for way, seed in pairs]
-        rows = [run.result() for run in runs]
-    for row in rows:
-        steps, success = np.array(row["points"], float).T
-        found.setdefault(row["way"], {})[str(row["seed"])] = (steps, success)
-    curves = {
-        name: Curve(name, "RFT" if name.startswith("rft") else "GRPO", "steps", points)
-        for name, points in found.items()
-    }
+    if not args.report:
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(args.jobs, mp_context=spawn) as pool:
+            pairs = [(way, seed) for seed in seeds for way in ways]
+            runs = [pool.submit(curve, way, seed, budget, work / f"{way.name}_{seed}.json") for way, seed in pairs]
+            for run in runs:
+                run.result()
+    rows = finished(work)
+    seeds = sorted({row["seed"] for row in rows})
+    curves = curves_of(rows, budget.steps)
+    ways = [way for way in WAYS if way.name in curves]
     shown = summary(ways, curves)
     console = PlainConsole()
-    console.print(table(shown, len(seeds)))
+    console.print(table(shown))
     picture = [Curve(c.label, f"success of {c.tag}", c.axis, c.seeds) for c in curves.values()]
     draw(picture, out.with_suffix(".png"), title="Exploration from the base, valid_seen, T = 1", level=LEVEL)
     keys = ("height", "final", "height_gain", "final_gain")
