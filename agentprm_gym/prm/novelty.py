@@ -27,7 +27,7 @@ from torch import nn
 from agentprm_gym.checks import check_float, check_int
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.model import LanguageModel
-from agentprm_gym.llm.packing import TokenTree, pack
+from agentprm_gym.llm.packing import TokenTree
 from agentprm_gym.llm.transcripts import encode_turns
 from agentprm_gym.prm.rewards import LearnedReward
 from agentprm_gym.rewards.base import ScoredTurn
@@ -134,7 +134,7 @@ class HiddenNovelty(LearnedReward):
     @torch.no_grad()
     def features(self, turns: Sequence[ScoredTurn]) -> tuple[_Floats, _Floats]:
         """Hidden states at the end of each turn's command and where the next prompt ends; (N, H) each."""
-        found = []
+        found: list[tuple[torch.Tensor, ...]] = []
         lm = self.lm
         for k in range(0, len(turns), _BATCH):
             rows = []
@@ -145,10 +145,11 @@ class HiddenNovelty(LearnedReward):
                 last = passages[-1]
                 before = last.response_end[-2] if len(last.response_end) > 1 else 0
                 rows.append((last.ids[: last.prompt_end[-1] + 1], before))
-            packed = pack([TokenTree(ids) for ids, _ in rows], int(lm.tokenizer.pad_token_id), lm.device)
+            wanted = [(before, len(ids) - 1) for ids, before in rows]
             with lm.active(None):
-                hidden = lm.hidden(packed).float().cpu()  # (B, L, H)
-            found += [(hidden[b, end], hidden[b, len(ids) - 1]) for b, (ids, end) in enumerate(rows)]
+                hidden, starts = lm.tree_hidden([TokenTree(ids) for ids, _ in rows], wanted)  # (M, H)
+            hidden = hidden.float().cpu()
+            found += [tuple(hidden[start + i] for i in two) for start, two in zip(starts, wanted, strict=True)]
         z, after = (torch.stack([pair[i] for pair in found]).double().numpy() for i in (0, 1))
         return z, after
 
