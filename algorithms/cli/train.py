@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agentprm_gym.games.names import SPLITS
 from algorithms import registry
 from algorithms.cli import arguments, configuration, environments, output, presets, processes, settings, workers
 from algorithms.common.shell import folders
@@ -206,7 +207,7 @@ def _add_eval_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--eval-split",
-        choices=[split for split in arguments.SPLITS if split != "train"],
+        choices=[split for split in SPLITS if split != "train"],
         help="of which split of ALFWorld's games; report on the other one (default: valid_seen). In another environment the "
         "games are seeds that training does not draw",
     )
