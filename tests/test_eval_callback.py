@@ -140,15 +140,13 @@ def test_options_that_do_not_fit(cli: Cli, learner: str) -> None:
 
 def test_games_of_another_environment(cli: Cli, learner: str, tmp_path: Path) -> None:
     gym.register("DoorsToWatch-v0", "tests.foreign_env:DoorEnv", max_episode_steps=4)
-    try:
-        run = ("train", "--algo", "grpo", "--policy", learner, "--timesteps", 1, "--n-envs", 2, "--threads", 1)
-        evals = ("--eval-every", 1, "--eval-games", 5, "--set", *SMALL_GROUPS)
-        done = cli(*run, "--env", "DoorsToWatch-v0", "--out", "doors", *evals)
-        assert done.status == 0, done.err
-        rows = json.loads((tmp_path / "doors" / "evaluations.json").read_text())
-        assert [row["n"] for row in rows] == [5, 5]
-    finally:
-        gym.registry.pop("DoorsToWatch-v0")
-    # One that lists its games trains on all of them.
+    run = ("train", "--algo", "grpo", "--policy", learner, "--timesteps", 1, "--n-envs", 2, "--threads", 1)
+    evals = ("--eval-every", 1, "--eval-games", 5, "--set", *SMALL_GROUPS)
+    done = cli(*run, "--env", "DoorsToWatch-v0", "--out", "doors", *evals)
+    assert done.status == 0, done.err
+    rows = json.loads((tmp_path / "doors" / "evaluations.json").read_text())
+    assert [row["n"] for row in rows] == [5, 5]
+    # One that lists its games trains on all of them. It is refused before anything is written.
     done = cli(*run, "--env", "TextIdentity-v0", "--out", "identity", *evals)
     assert done.status == 2 and "GamesEvalCallback" in done.err
+    assert not (tmp_path / "identity" / "config.yaml").exists()

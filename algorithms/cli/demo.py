@@ -125,7 +125,7 @@ def _run(args: argparse.Namespace, console: Console) -> None:
     train = environments.make_env(args, split="train")
     test = environments.make_env(args)
     games, test_games = (venv.get_attr("games", indices=[0])[0] for venv in (train, test))
-    chosen = _test_games(args, test)
+    chosen = environments.drawn_games(test, args.max_games, args.seed)
     console.print(
         f"[bold]AgentPRM demo[/] on {escape(games.source)} games: train on {len(games)} of train, "
         f"report on {len(chosen)} of {args.split}, each played once"
@@ -134,17 +134,6 @@ def _run(args: argparse.Namespace, console: Console) -> None:
         _train(args, bars, train)
         results = _evaluate_all(args, bars, test, chosen)
     _report(args, console, results, test_games)
-
-
-def _test_games(args: argparse.Namespace, test: VecEnv) -> list[int]:
-    from algorithms.common.measure.evaluation import draw_games
-
-    n = int(test.get_attr("n_games", indices=[0])[0])
-    return (
-        draw_games(environments.task_types(test, n), args.max_games, args.seed)
-        if args.max_games < n
-        else list(range(n))
-    )
 
 
 def _train(args: argparse.Namespace, bars: Progress, venv: VecEnv) -> None:

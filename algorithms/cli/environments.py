@@ -92,6 +92,14 @@ def task_types(venv: VecEnv, n: int) -> list[str]:
     return [game_id.split("-", 1)[0] for game_id in ids]
 
 
+def drawn_games(venv: VecEnv, n: int, seed: int) -> list[int]:
+    """Some of the games that environments list, spread over the task types; all where there are not more."""
+    from algorithms.common.measure.evaluation import draw_games
+
+    there = int(venv.get_attr("n_games", indices=[0])[0])
+    return draw_games(task_types(venv, there), n, seed)
+
+
 def make_training_env(args: argparse.Namespace) -> VecEnv:
     """The environments to train in, with the process reward of ``--reward``.
 
@@ -127,13 +135,12 @@ def make_eval_callback(args: argparse.Namespace, folder: Path) -> GamesEvalCallb
         ValueError: the environment lists its games, and they are those that are trained on.
     """
     from algorithms.common.measure.eval_callback import GamesEvalCallback
-    from algorithms.common.measure.evaluation import draw_games, lists_games
+    from algorithms.common.measure.evaluation import lists_games
     from algorithms.common.shell.base import N_SEEDS
 
     if arguments.is_alfworld(args):
         venv = make_env(argparse.Namespace(**{**vars(args), "split": args.eval_split}))
-        n = int(venv.get_attr("n_games", indices=[0])[0])
-        games: Sequence[int] = draw_games(task_types(venv, n), min(args.eval_games, n), 0)
+        games: Sequence[int] = drawn_games(venv, args.eval_games, 0)
     else:
         venv = make_env(args)
         if lists_games(venv):

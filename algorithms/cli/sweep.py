@@ -319,12 +319,11 @@ def _measuring_env(args: argparse.Namespace) -> Any:
 
 def _play(args: argparse.Namespace, model: Path) -> list[Episode]:
     """Play held-out games once each."""
-    from algorithms.common.measure.evaluation import draw_games, evaluate
+    from algorithms.common.measure.evaluation import evaluate
     from algorithms.common.shell.load import load_actor
 
     venv = _measuring_env(args)
-    n = int(venv.get_attr("n_games", indices=[0])[0])
-    games = draw_games(environments.task_types(venv, n), min(args.eval_games, n), args.seed)
+    games = environments.drawn_games(venv, args.eval_games, args.seed)
     episodes = evaluate(
         load_actor(str(model), venv, temperature=args.temperature, device=args.device),
         venv,
@@ -390,7 +389,8 @@ def _report(args: argparse.Namespace, study: Any, held_out: set[str], console: C
     best = rows[0]
     chosen = settings.merged(args.settings, settings.nested(best["settings"]))
     trains = _trial_args(args, args.out, {}).parser
-    best_of_all = {"settings": chosen, "seeds": None, "demos": args.all_demos}
+    # What a sweep calls eval_games is not train's option of that name.
+    best_of_all = {"settings": chosen, "seeds": None, "demos": args.all_demos, "eval_games": None}
     configuration.write_config(trains, args.out / _BEST, args, train.RULES, **best_of_all)
     result = {
         "name": "sweep",

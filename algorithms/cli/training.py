@@ -74,6 +74,9 @@ def train_one(
         is_finished = resumed and _is_finished(args, model, total)
         if not is_finished:
             model.workers = stack.enter_context(workers.rollout_workers(args, model))
+        evaluations = None if args.eval_every is None else environments.make_eval_callback(args, out)
+        if evaluations is not None:
+            stack.callback(evaluations.eval_env.close)
         begin()
         if played is not None and processes.is_main():
             write_episodes(out / _DEMOS, played)
@@ -88,9 +91,6 @@ def train_one(
         if processes.is_main():
             _write_settings(args, resumed=resumed)
             configuration.write_config(args.parser, out, args, args.rules)
-        evaluations = None if args.eval_every is None else environments.make_eval_callback(args, out)
-        if evaluations is not None:
-            stack.callback(evaluations.eval_env.close)
         with _kept_on_error(model, args):
             in_time = _learn(args, bars, model, total, evaluations, resumed=resumed)
     if processes.is_main():
