@@ -101,6 +101,7 @@ def test_listing_games_does_not_wait_for_torch() -> None:
         (["compare", ".", "--out", "curves.txt"], ".png"),
         (["train", "--algo", "sft", "--set", "lr=1"], "learning_rate"),
         (["train", "--algo", "agentprm", "--set", "gamma"], "KEY=VALUE"),
+        (["train", "--algo", "agentprm", "--set", "policy_kwargs.explore={reset_share: 0.5}"], "is no JSON"),
         (["train", "--algo", "sft", "--policy", "tinny"], "'tiny'"),
         (["train", "--algo", "sft", "--demos", "nowhere.jsonl"], "nowhere.jsonl"),
         (["eval", "nowhere.zip"], "nowhere.zip"),

@@ -52,14 +52,17 @@ class SettingsAction(argparse.Action):
         """Add some words.
 
         Raises:
-            ArgumentError: a word is not of the form KEY=VALUE.
+            ArgumentError: a word is not of the form KEY=VALUE, or its value begins as JSON does and is none.
         """
         settings = getattr(namespace, self.dest) or {}
         for word in values:
             key, equals, value = word.partition("=")
             if not equals or not key:
                 raise argparse.ArgumentError(self, f"expected KEY=VALUE, got {word!r}")
-            settings = merged(settings, nested({key: value}))
+            try:
+                settings = merged(settings, nested({key: value}))
+            except ValueError as error:
+                raise argparse.ArgumentError(self, str(error)) from None
         setattr(namespace, self.dest, settings)
 
 
@@ -95,6 +98,9 @@ def plain_value(value: Any) -> Any:
 
     Args:
         value: out of a configuration, or a word of the command line.
+
+    Raises:
+        ValueError: a text that begins with a brace or a bracket is no JSON.
     """
     if not isinstance(value, str):
         return value
@@ -102,7 +108,12 @@ def plain_value(value: Any) -> Any:
         return _PYTHON_WORDS[value]
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except json.JSONDecodeError as error:
+        if value.lstrip()[:1] in ("{", "["):  # meant as JSON; as a text it would be refused later on, without the reason
+            raise ValueError(
+                f"{value} is no JSON ({error.msg} at character {error.pos + 1}): put names in double quotes, or give each "
+                "field by itself, as in --set policy_kwargs.explore.reset_share=0.5"
+            ) from None
         return value
 
 
