@@ -122,6 +122,11 @@ def _be_agentprm() -> None:
     """Prepare a worker: what it writes down is the command, not the study that asked for it, and it ends with the study."""
     sys.modules["__main__"].__spec__ = None
     sys.argv = ["agentprm"]
+    end_with_study()
+
+
+def end_with_study() -> None:
+    """Let this worker end when the study does, however that ends; a worker by itself would finish its queue first."""
     study = multiprocessing.parent_process()
     assert study is not None
 

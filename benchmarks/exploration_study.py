@@ -44,7 +44,7 @@ from algorithms import GRPO, RFT, GamesEvalCallback
 from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.measure.comparison import Curve, draw, finite, mean_columns
 from algorithms.common.measure.evaluation import draw_games, make_eval_env
-from benchmarks._parts import take_over
+from benchmarks._parts import end_with_study, take_over
 
 RESULTS = Path(__file__).parent / "results"
 LEVEL = 0.6
@@ -255,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     take_over(out, {"settings": settings}, lambda row: work / f"{row['way']}_{row['seed']}.json")
     if not args.report:
         spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(args.jobs, mp_context=spawn) as pool:
+        with ProcessPoolExecutor(args.jobs, spawn, initializer=end_with_study) as pool:
             pairs = [(way, seed) for seed in seeds for way in ways]
             runs = [pool.submit(curve, way, seed, budget, work / f"{way.name}_{seed}.json") for way, seed in pairs]
             for run in runs:

@@ -28,7 +28,8 @@ class Budget:
     """How much each part may do; the lists are what ``agentprm train --set`` takes.
 
     Attributes:
-        n_demos: demonstrations that the start is cloned from, and that InversePRM has.
+        n_demos: demonstrations that the start is cloned from, and that InversePRM has. Few: from 100 the bundled model is
+            nearly as good as from thousands, and nothing would be left to compare.
         epochs: passes over them.
         ceiling_demos: demonstrations of the imitation ceiling; more than the games that there are takes one of each.
         ceiling_epochs: passes over them.
@@ -44,13 +45,13 @@ class Budget:
         max_games: games of an evaluation; ``None``: all of a split.
     """
 
-    n_demos: int = 100
+    n_demos: int = 10
     epochs: int = 8
     ceiling_demos: int = 3000
     ceiling_epochs: int = 3
     ceiling: tuple[str, ...] = ()
-    agentprm: tuple[str, ...] = ("rollout.n_games=240", "rollout.n_branch_states=120")
-    inverseprm: tuple[str, ...] = ()
+    agentprm: tuple[str, ...] = ()
+    inverseprm: tuple[str, ...] = ("rollout.n_repeats=10", "rollout.n_other_games=200")
     grouped: tuple[str, ...] = ("learning_rate=1e-3", "n_games=32", "group_size=8")
     ppo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=256")
     agentprm_iterations: int = 3
@@ -64,9 +65,9 @@ class Budget:
 BUDGETS = {
     "small": Budget(),
     "full": Budget(
+        n_demos=100,
         ceiling_epochs=6,
         ceiling=("dagger_games=500",),
-        agentprm=(),
         inverseprm=("rollout.n_other_games=200",),
         n_held_out=200,
     ),

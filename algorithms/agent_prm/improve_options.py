@@ -20,6 +20,7 @@ class AgentImproveOptions(ImproveStage):
     """Options of stage 3 that only AgentPRM has, beside :class:`~algorithms.common.prm.improve.ImproveStage`'s.
 
     Attributes:
+        n_updates: optimizer updates an iteration; fewer than InversePRM's, whose iterations are larger.
         prior_visits: how many Monte-Carlo visits the PRM's score counts for where both exist; pairs are then drawn among
             commands that were tried. ``None`` leaves the ranking to the PRM, as in the paper.
         n_imitated_per_game: won episodes of each game that are imitated, the shortest.
@@ -33,6 +34,7 @@ class AgentImproveOptions(ImproveStage):
             :class:`~algorithms.common.acting.planning.options.SearchOptions`.
     """
 
+    n_updates: int = 50
     prior_visits: float | None = 1.0
     n_imitated_per_game: int = 2
     n_searched: int = 0
