@@ -13,6 +13,11 @@ PYTEST_ARGS ?=
 WORKERS     ?= 2
 PYTEST      := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 BENCH_ARGS  ?=
+# Extras that are tested with the packages that they name, where these are light, and the tests that are skipped without them.
+ADAPTERS    := .venv-adapters
+ADAPTED     := sweep,data,minari,skyrl,trl,openenv,wandb,trackio,mlflow,gguf
+ADAPTER_TESTS := $(addprefix tests/test_,sweep.py export_data.py minari.py skyrl.py trl.py openenv.py log_services.py hub.py)
+PYTHON_VERSION = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 # What the site of the documentation is built with, in an environment of its own.
 DOCS        := $(shell sed -n 's/^docs = \["\(.*\)"\].*/\1/p' pyproject.toml)
 LOGDIR      ?= runs
@@ -20,12 +25,13 @@ LOGDIR      ?= runs
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lowest lint types format audit bench docs notebook tensorboard clean
+.PHONY: help install demo test test-slow test-adapters test-lowest lint types format audit bench docs notebook tensorboard clean
 
 help:
 	@echo "make demo         train AgentPRM from nothing and print the table (DEMO_ARGS=...)"
 	@echo "make test         the tests that take seconds, in two processes (WORKERS=2 PYTEST_ARGS=...)"
 	@echo "make test-slow    all tests; minutes more, for once a week"
+	@echo "make test-adapters  the tests of what plugs into other packages, with these packages, in .venv-adapters"
 	@echo "make test-lowest  the quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest"
 	@echo "make lint         ruff: style and formatting"
 	@echo "make types        mypy"
@@ -64,6 +70,14 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not gpu" $(PYTEST_ARGS)
+
+# These packages pull in many others, some in older versions: they lie in front of those of $(VENV), which stay as they are.
+test-adapters: $(STAMP)
+	test -x $(ADAPTERS)/bin/python || $(BIN)/python -m venv $(ADAPTERS)
+	$(ADAPTERS)/bin/python -c 'import site; open(site.getsitepackages()[0] + "/borrowed.pth", "w").write( \
+	  "import site; site.addsitedir(\"$(abspath $(VENV))/lib/python$(PYTHON_VERSION)/site-packages\")\n")'
+	$(ADAPTERS)/bin/python -m pip install "agentprm-gym[$(ADAPTED)]"
+	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(ADAPTER_TESTS) $(PYTEST_ARGS)
 
 # What old packages warn of is what newer ones changed since; it is no fault of ours.
 test-lowest:
@@ -110,4 +124,4 @@ tensorboard: $(STAMP)
 	$(BIN)/tensorboard --logdir $(LOGDIR)
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-audit .venv-docs site .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) $(ADAPTERS) .venv-lowest .venv-audit .venv-docs site .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -41,8 +41,9 @@ class Settings:
     agentprm: tuple[str, ...] = ()
     # The step size that the other algorithms have; few games an iteration, since the budget is but a few thousand episodes.
     grpo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=16", "group_size=8")
+    # An iteration as large as AgentPRM's.
     rft: tuple[str, ...] = (
-        *("learning_rate=1e-3", "n_games=600", "group_size=3", "n_per_game=2", "policy_kwargs.temperature=0.6"),
+        *("learning_rate=1e-3", "n_games=200", "group_size=3", "n_per_game=2", "policy_kwargs.temperature=0.6"),
     )
     inverseprm: tuple[str, ...] = ()
     agentprm_iterations: int = 3
@@ -64,7 +65,16 @@ STARTS: dict[int, Settings] = {
         gail_iterations=0,
         implicit=False,
     ),
-    100: Settings(wide_iterations=0, gail_iterations=0, implicit=False),
+    # Measured with iterations three times as large, which were AgentPRM's default before.
+    100: Settings(
+        agentprm=(
+            *("rollout.n_games=600", "rollout.n_trunks=200", "rollout.n_branch_states=250", "improve.n_updates=80"),
+        ),
+        rft=("learning_rate=1e-3", "n_games=600", "group_size=3", "n_per_game=2", "policy_kwargs.temperature=0.6"),
+        wide_iterations=0,
+        gail_iterations=0,
+        implicit=False,
+    ),
 }
 #: What makes a one-step discriminator of InversePRM's Q, beside its other arguments.
 GAIL = ("gamma=0",)
