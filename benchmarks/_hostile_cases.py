@@ -233,14 +233,13 @@ def configuration(text: str, *words: str) -> Case:
 
     def read(folder: Path) -> None:
         from algorithms.cli import configuration as module
-        from algorithms.cli import environments, train
+        from algorithms.cli import environments, train_options
         from algorithms.cli.main import build_parser
 
         (folder / "config.yaml").write_text(text)
         parser, verbs = build_parser()
-        args = module.complete(
-            parser, verbs["train"], ["train", *(words or ("--config", str(folder / "config.yaml")))], train.RULES
-        )
+        said = ["train", *(words or ("--config", str(folder / "config.yaml")))]
+        args = module.complete(parser, verbs["train"], said, train_options.RULES)
         environments.import_modules(args)
         if args.reward is not None:
             from agentprm_gym.rewards import make_reward

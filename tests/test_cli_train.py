@@ -41,7 +41,7 @@ def test_training_saves_and_does_not_overwrite(cli: Cli, learner: str, tmp_path:
 def test_the_table_of_options_is_what_the_constructors_say(algo: str) -> None:
     """Options of the algorithms are known without torch; a class of the user's own is asked. Both say the same."""
     from algorithms import registry
-    from algorithms.cli.train import learns_from, own_options
+    from algorithms.cli.train_options import learns_from, own_options
 
     path = registry.BUILT_IN[algo]
     module = registry.import_object(path, "algorithm").__module__

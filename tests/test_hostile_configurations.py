@@ -11,7 +11,7 @@ import yaml
 
 from algorithms.cli import configuration
 from algorithms.cli.main import build_parser, main
-from algorithms.cli.train import RULES
+from algorithms.cli.train_options import RULES
 
 GRANTED = {
     "a setting": "algo: grpo\nset: {policy_kwargs: {trust_remote_code: true}}",

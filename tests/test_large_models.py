@@ -26,7 +26,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_parses_and_builds(path: Path, llama: str, tmp_path: Path) -> None:
     from algorithms import registry
-    from algorithms.cli import configuration, settings, train
+    from algorithms.cli import configuration, settings, train_options
     from algorithms.cli.main import build_parser
     from tests.algorithm_helpers import household_demonstrations, make_alfworld
 
@@ -37,7 +37,7 @@ def test_a_configuration_parses_and_builds(path: Path, llama: str, tmp_path: Pat
     if verb == "eval":
         assert (args.split, args.max_steps, args.temperature) == ("valid_unseen", 30, 0.0)
         return
-    train.check_options(args)
+    train_options.check_options(args)
     algorithm: Any = registry.find_algorithm(args.algo)
     settings.check_settings(algorithm, args.settings)
     shown = {"demonstrations": household_demonstrations(2)} if args.algo != "agentprm" else {}

@@ -95,7 +95,7 @@ def test_trackio_keeps_the_curves_here(cli: Cli, learner: str, tmp_path: Path, m
 
 # ---------------------------------------------------------------------- without any of the packages
 def test_a_service_that_is_not_installed_says_how_to_install_it(cli: Cli) -> None:
-    from algorithms.cli.train import LOG_SERVICES
+    from algorithms.cli.train_options import LOG_SERVICES
 
     missing = [name for name in LOG_SERVICES if find_spec(name) is None]
     if not missing:
@@ -111,7 +111,7 @@ def test_an_unknown_service_is_refused(cli: Cli) -> None:
 
 def test_the_command_line_knows_the_services() -> None:
     """It names them without loading torch."""
-    from algorithms.cli.train import LOG_SERVICES
+    from algorithms.cli.train_options import LOG_SERVICES
     from algorithms.common.shell.log_services import SERVICES
 
     assert tuple(SERVICES) == LOG_SERVICES

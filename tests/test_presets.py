@@ -41,10 +41,10 @@ def test_the_presets_that_are_promised_are_there() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_algorithm_takes_every_option_and_value(name: str, learner: str, games: Any, tmp_path: Path) -> None:
     from algorithms import registry
-    from algorithms.cli import settings, train
+    from algorithms.cli import settings, train_options
 
     args = parsed("--preset", name, "--policy", learner, "--out", os.fspath(tmp_path / "run"))
-    train.check_options(args)
+    train_options.check_options(args)
     algorithm = registry.find_algorithm(args.algo)
     settings.check_settings(algorithm, args.settings)
     make: Any = algorithm

@@ -109,7 +109,10 @@ def plain_value(value: Any) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        if value.lstrip()[:1] in ("{", "["):  # meant as JSON; as a text it would be refused later on, without the reason
+        if value.lstrip()[:1] in (
+            "{",
+            "[",
+        ):  # meant as JSON; as a text it would be refused later on, without the reason
             raise ValueError(
                 f"{value} is no JSON ({error.msg} at character {error.pos + 1}): put names in double quotes, or give each "
                 "field by itself, as in --set policy_kwargs.explore.reset_share=0.5"

@@ -20,14 +20,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from algorithms import registry
-from algorithms.cli import arguments, configuration, environments, output, settings, train
+from algorithms.cli import arguments, configuration, environments, output, settings, train, train_options
 from algorithms.common.shell import folders
 from algorithms.common.shell.errors import DivergedError
 
 if TYPE_CHECKING:
     from agentprm_gym.episodes import Episode
 
-RULES = replace(train.RULES, verb="sweep", may_grow=("trials",), may_change=(*train.RULES.may_change, "space"))
+RULES = replace(
+    train_options.RULES, verb="sweep", may_grow=("trials",), may_change=(*train_options.RULES.may_change, "space")
+)
 #: One of so many train games is held out. It has no divisor in common with 6, the number of task types.
 HELD_OUT = 7
 _SPACE = "space.yaml"
@@ -65,7 +67,7 @@ def add_parser(verbs: Any) -> None:
     group.add_argument(
         "--temperature", type=arguments.number(0), default=1.0, metavar="T", help="of that measurement; 0 is greedy"
     )
-    train.add_options(parser, "runs/sweep")
+    train_options.add_options(parser, "runs/sweep")
     parser.set_defaults(run=run, rules=RULES, parser=parser)
 
 
@@ -211,7 +213,7 @@ def _check_options(args: argparse.Namespace) -> list[Dimension]:
     if "subset" in (args.env_kwargs or {}):
         raise ValueError("a sweep holds games out itself: leave 'subset' out of --env-kwargs")
     space = read_space(Path(args.space))
-    train.check_options(_trial_args(args, args.out / "trial", {}))
+    train_options.check_options(_trial_args(args, args.out / "trial", {}))
     algorithm = registry.find_algorithm(args.algo)
     for one in space:
         settings.check_settings(algorithm, settings.merged(args.settings, settings.nested({one.name: one.ends()[0]})))
@@ -239,7 +241,7 @@ def _trial_args(args: argparse.Namespace, folder: Path, chosen: Mapping[str, Any
         "settings": settings.merged(args.settings, settings.nested(chosen)),
         "env_kwargs": {**(args.env_kwargs or {}), "subset": {"every": HELD_OUT, "leave_out": 0}},
         "default_split": args.default_split,
-        "rules": train.RULES,
+        "rules": train_options.RULES,
         "parser": trains,
         "on_interrupt": "",
     }
@@ -391,7 +393,7 @@ def _report(args: argparse.Namespace, study: Any, held_out: set[str], console: C
     trains = _trial_args(args, args.out, {}).parser
     # What a sweep calls eval_games is not train's option of that name.
     best_of_all = {"settings": chosen, "seeds": None, "demos": args.all_demos, "eval_games": None}
-    configuration.write_config(trains, args.out / _BEST, args, train.RULES, **best_of_all)
+    configuration.write_config(trains, args.out / _BEST, args, train_options.RULES, **best_of_all)
     result = {
         "name": "sweep",
         **output.provenance(),
