@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -122,11 +123,33 @@ def figures_of(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[
     return figures
 
 
+def compared(policies: Sequence[str]) -> list[tuple[str, str]]:
+    """Which policies are compared: AgentPRM's last with the start and with each other method, InversePRM's with the start."""
+    last = [policy for policy in policies if method_of(policy) == "agentprm"][-1]
+    inverse = [policy for policy in policies if method_of(policy) == "inverseprm"]
+    return [(last, other) for other in ("sft", *ON_OUTCOMES)] + [(policy, "sft") for policy in inverse]
+
+
+def differences_of(
+    rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], policies: Sequence[str]
+) -> dict[str, float]:
+    """Differences in games won, paired by seed: ``<policy>_over_<other>_<mode>_<split>``, with half its interval."""
+    at = {(row["seed"], row["policy"], row["mode"], row["split"]): row["success"] for row in rows}
+    figures: dict[str, float] = {}
+    for (policy, other), mode, split in itertools.product(compared(policies), MODES, REPORTED):
+        name = f"{policy}_over_{other}_{mode}_{split}"
+        mean, half = mean_interval(np.array([at[s, policy, mode, split] - at[s, other, mode, split] for s in seeds]))
+        figures[name] = float(mean)
+        if len(seeds) > 1:
+            figures[f"{name}_half_interval"] = float(half)
+    return figures
+
+
 # ---------------------------------------------------------------------- showing
 def tables(
     figures: Mapping[str, float], rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], policies: Sequence[str]
 ) -> list[Figures]:
-    """What each policy wins, what was chosen, and what others published."""
+    """What each policy wins, differences, what was chosen, and what others published."""
     games = {row["split"]: row["n"] for row in rows}
     how = f"{len(seeds)} seeds, 95 % intervals over these" if len(seeds) > 1 else "1 seed"
     modes = (*MODES, BEST_OF_MODE)
@@ -160,7 +183,19 @@ def tables(
             for method, chosen in picked.items()
         ],
     )
-    return [one, two, published_table(PUBLISHED)]
+    three = Figures(
+        f"differences in points, paired by seed; {how}",
+        ["policy", "against", *(f"{s.removeprefix('valid_')}, {_MODE_TITLES[m]}" for s in REPORTED for m in MODES)],
+        [
+            [
+                title_of(policy),
+                title_of(other),
+                *(percent(figures, f"{policy}_over_{other}_{m}_{s}", "+") for s in REPORTED for m in MODES),
+            ]
+            for policy, other in compared(policies)
+        ],
+    )
+    return [one, three, two, published_table(PUBLISHED)]
 
 
 def published_table(published: Sequence[Published]) -> Figures:
@@ -232,7 +267,7 @@ def costs(study: Study, seeds: Sequence[int]) -> list[dict[str, Any]]:
 def report(study: Study, seeds: Sequence[int], path: Path, *, budget: str) -> None:
     """Print the tables, and write the JSON, and the tables and the chart beside it."""
     rows = seed_rows(study, seeds)
-    figures = figures_of(rows, seeds)
+    figures = figures_of(rows, seeds) | differences_of(rows, seeds, study.policies())
     cost = costs(study, seeds)
     for part in dict.fromkeys(row["part"] for row in cost):
         for key in ("steps", "minutes"):

@@ -15,7 +15,7 @@ from algorithms.common.measure.evaluation import wilson
 from benchmarks import _parts, table1
 from benchmarks._parts import Parts
 from benchmarks._published import CONDITIONS, PUBLISHED
-from benchmarks.table1 import choices, figures_of, seed_rows, tables
+from benchmarks.table1 import choices, differences_of, figures_of, seed_rows, tables
 from benchmarks.table1_parts import BEST_OF_MODE, BUDGETS, HELD_OUT, QUICK, Budget, Condition, Study
 
 SEEDS = (0, 1)
@@ -85,6 +85,18 @@ def test_one_seed_has_no_interval_over_seeds(study: Study) -> None:
     assert not any(name.endswith("_half_interval") for name in figures)
 
 
+def test_differences_are_paired_by_seed(study: Study) -> None:
+    last = [policy for policy in study.policies() if policy.startswith("agentprm")][-1]
+    for seed, (ours, theirs) in zip(SEEDS, ((0.9, 0.5), (0.6, 0.4)), strict=True):
+        write_result(study.evaluation(seed, Condition(last, "greedy", "valid_unseen")), ours)
+        write_result(study.evaluation(seed, Condition("grpo", "greedy", "valid_unseen")), theirs)
+    figures = differences_of(seed_rows(study, SEEDS), SEEDS, study.policies())
+    name = f"{last}_over_grpo_greedy_valid_unseen"
+    assert figures[name] == pytest.approx(0.3)
+    assert figures[f"{name}_half_interval"] == pytest.approx(12.706 * 0.1, rel=1e-4)
+    assert figures[f"{last}_over_ppo_sampled_valid_seen"] == 0.0
+
+
 def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = seed_rows(study, SEEDS)
     figures = {**figures_of(rows, SEEDS), "grpo_train_steps": 1234.0, "grpo_train_minutes": 2.5}
@@ -93,7 +105,8 @@ def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.
         one.show(Console(width=250))
     said = capsys.readouterr().out
     assert "AgentPRM, iteration 2" in said and "1,234" in said and "Llama-3.2-3B" in said
-    assert [len(one.rows) for one in shown] == [len(study.policies()), 9, len(PUBLISHED)]
+    n_inverse = sum(policy.startswith("inverseprm") for policy in study.policies())
+    assert [len(one.rows) for one in shown] == [len(study.policies()), 5 + n_inverse, 9, len(PUBLISHED)]
     assert "| GRPO | 50.0 ± 0.0 | 50.0 ± 0.0 |  | 50.0 ± 0.0 | 50.0 ± 0.0 |  | 1,234 | 2.5 |" in shown[0].markdown()
     table1.draw(figures, study.policies(), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 10_000
