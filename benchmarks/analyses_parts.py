@@ -110,7 +110,7 @@ class Scale:
     small: tuple[str, ...] = ()
     # What branches cost, spent otherwise: on more games from their start, or on single steps with a value model behind.
     numbers: dict[str, int] = field(
-        default_factory=lambda: {"more_games": 750, "peeks": 1500, "few": 60, "many": 600, "updates": 400}
+        default_factory=lambda: {"more_games": 260, "peeks": 600, "few": 60, "many": 600, "updates": 400}
     )
     iterations: int = 3
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16, 32)

@@ -42,8 +42,12 @@ SPLITS = ("valid_seen", "valid_unseen")
 MODES = {"sampled": 1.0, "greedy": 0.0}
 #: Demonstrations of SFT, passes over them, and iterations of AgentPRM.
 N_DEMOS, EPOCHS, ITERATIONS = 500, 8, 4
-#: Form of AgentPRM's PRM: the default when this was measured.
-FORM = "scalar"
+#: AgentPRM's defaults when this was measured, where they are others now.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "prm": {"form": "scalar"},
+    "rollout": {"n_games": 600, "n_trunks": 200, "n_branch_states": 250},
+    "improve": {"n_updates": 80},
+}
 #: What each policy is trained from, in the order of training.
 STARTS = {"base": None, "agentprm": "tiny", "sft": "tiny", "agentprm_sft": "sft"}
 
@@ -68,13 +72,14 @@ def train(name: str, folder: Path, seed: int, games: str, quick: bool) -> None:
         model.learn((1 if quick else EPOCHS) * sum(len(episode.turns) for episode in shown), progress_bar=True)
     else:
         small: dict[str, Any] = {
+            "prm": SETTINGS["prm"],
             "rollout": {"n_games": 16, "n_trunks": 16, "n_branch_states": 8},
             "improve": {"n_updates": 4},
             "n_validation_games": 8,
         }
         path = str(folder / f"{start}.zip") if start in STARTS else str(start)
         n = 1 if quick else ITERATIONS
-        model = AgentPRM(path, venv, seed=seed, n_iterations=n, prm={"form": FORM}, **(small if quick else {}))
+        model = AgentPRM(path, venv, seed=seed, n_iterations=n, **(small if quick else SETTINGS))
         model.learn(progress_bar=True)
     venv.close()
     model.save(folder / f"{name}.zip")
