@@ -245,7 +245,9 @@ def test_roles_keep_apart(model: str) -> None:
             with pytest.raises(RuntimeError, match="leave merged"):
                 logits(lm, POLICY)
         with torch.no_grad():
-            assert torch.equal(lm.base(input_ids=torch.tensor([IDS])).logits[0], changed)
+            # Bit by bit with today's torch; 2.8 rounds the last digit in another way.
+            bare_call = lm.base(input_ids=torch.tensor([IDS])).logits[0]
+            torch.testing.assert_close(bare_call, changed, rtol=0, atol=1e-6)
         assert all(p.requires_grad for p in lm.adapter_parameters(POLICY))
     with lm.active(None), lm.active(PRM), torch.no_grad():
         assert torch.equal(lm.base(input_ids=torch.tensor([IDS])).logits[0], lora)

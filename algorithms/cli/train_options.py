@@ -193,7 +193,7 @@ def own_options(name: str) -> dict[str, float | None]:
     names = registry.find_algorithm(name).constructor_names()
     demos: dict[str, float | None] = {"demos": None, "n_demos": 150} if "demonstrations" in names else {}
     if "n_iterations" in names:
-        return {**demos, "iterations": 2, "minutes": None}
+        return {**demos, "iterations": 2 if demos else 4, "minutes": None}  # as InversePRM, as AgentPRM
     return {**demos, "epochs": 8} if demos else _OTHERS_OPTIONS
 
 
