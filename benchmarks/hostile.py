@@ -144,6 +144,7 @@ def run_case(case: Case) -> dict[str, Any]:
 def _warm_up() -> None:
     """Import what the victims need, so that a case pays for what it does and not for imports."""
     import regex
+    import torch
     import yaml
 
     import algorithms.cli.main
@@ -153,6 +154,8 @@ def _warm_up() -> None:
     from agentprm_gym.llm.text_prompts import TextPrompt
     from algorithms.common.shell import load
 
+    # A fork has no threads of its parent's, and would wait for them for ever.
+    torch.set_num_threads(1)
     LanguageModel.load("tiny").add_adapter("policy")
     engine = make_engine("textworld")
     engine.reset(find_games("train", "generated")[1])
