@@ -143,7 +143,7 @@ def main() -> None:
         f"{figures['steps_per_server_second']:,.0f}",
         f"{figures['steps_per_client_second']:,.0f}",
     )
-    PlainConsole().print(table)
+    PlainConsole(width=110).print(table)
     if args.quick:
         return
     about = {"date": datetime.date.today().isoformat(), "sessions": args.sessions, "cores": os.cpu_count()}
