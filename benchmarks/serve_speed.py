@@ -146,7 +146,7 @@ def main() -> None:
     PlainConsole(width=110).print(table)
     if args.quick:
         return
-    about = {"date": datetime.date.today().isoformat(), "sessions": args.sessions, "cores": os.cpu_count()}
+    about = {"date": datetime.date.today().isoformat(), "seeds": [], "sessions": args.sessions, "cores": os.cpu_count()}
     write_json(args.out, {"name": "serve_speed", **provenance(), **about, "figures": figures, "rows": rows})
     print(f"written to {args.out}")
 
