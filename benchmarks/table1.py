@@ -102,25 +102,27 @@ def figures_of(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[
     figures: dict[str, float] = {}
     at = {(row["seed"], row["policy"], row["mode"], row["split"]): row for row in rows}
 
-    def add(name: str, values: Sequence[float]) -> None:
-        mean, half = mean_interval(np.array(values))
-        figures[name] = float(mean)
-        if len(values) > 1:
-            figures[f"{name}_half_interval"] = float(half)
-
     for policy, mode, split in dict.fromkeys((row["policy"], row["mode"], row["split"]) for row in rows):
         of_seeds = [at[seed, policy, mode, split] for seed in seeds]
-        add(Condition(policy, mode, split).name, [row["success"] for row in of_seeds])
-        add(f"{Condition(policy, mode, split).name}_steps", [row["mean_steps"] for row in of_seeds])
+        _add_mean(figures, Condition(policy, mode, split).name, [row["success"] for row in of_seeds])
+        _add_mean(figures, f"{Condition(policy, mode, split).name}_steps", [row["mean_steps"] for row in of_seeds])
     for method, chosen in choices(rows, seeds).items():
         for split in REPORTED:
             of_seeds = [at[seed, policy, mode, split] for seed, (policy, mode) in zip(seeds, chosen, strict=True)]
-            add(f"chosen_{method}_{split}", [row["success"] for row in of_seeds])
+            _add_mean(figures, f"chosen_{method}_{split}", [row["success"] for row in of_seeds])
             won, n = (
                 sum(counts) for counts in zip(*((round(r["success"] * r["n"]), r["n"]) for r in of_seeds), strict=True)
             )
             figures[f"chosen_{method}_{split}_low"], figures[f"chosen_{method}_{split}_high"] = wilson(won, n)
     return figures
+
+
+def _add_mean(figures: dict[str, float], name: str, values: Sequence[float]) -> None:
+    """Put a mean over seeds there, and half its interval where there are several."""
+    mean, half = mean_interval(np.array(values))
+    figures[name] = float(mean)
+    if len(values) > 1:
+        figures[f"{name}_half_interval"] = float(half)
 
 
 def compared(policies: Sequence[str]) -> list[tuple[str, str]]:
@@ -137,11 +139,8 @@ def differences_of(
     at = {(row["seed"], row["policy"], row["mode"], row["split"]): row["success"] for row in rows}
     figures: dict[str, float] = {}
     for (policy, other), mode, split in itertools.product(compared(policies), MODES, REPORTED):
-        name = f"{policy}_over_{other}_{mode}_{split}"
-        mean, half = mean_interval(np.array([at[s, policy, mode, split] - at[s, other, mode, split] for s in seeds]))
-        figures[name] = float(mean)
-        if len(seeds) > 1:
-            figures[f"{name}_half_interval"] = float(half)
+        differences = [at[seed, policy, mode, split] - at[seed, other, mode, split] for seed in seeds]
+        _add_mean(figures, f"{policy}_over_{other}_{mode}_{split}", differences)
     return figures
 
 

@@ -50,6 +50,19 @@ def test_the_table_of_options_is_what_the_constructors_say(algo: str) -> None:
 
 
 # ---------------------------------------------------------------------- settings and configurations
+def test_a_pattern_in_brackets_is_a_text() -> None:
+    import argparse
+
+    from algorithms.cli import settings
+
+    parser = argparse.ArgumentParser()
+    settings.add_option(parser, "--set", "settings", dest="settings")
+    pattern = "[Aa]ction: (.*)"
+    assert parser.parse_args(["--set", f"policy_kwargs.parse={pattern}"]).settings == {
+        "policy_kwargs": {"parse": pattern}
+    }
+
+
 def test_a_configuration_runs_again_and_the_command_line_counts_more(cli: Cli, learner: str, tmp_path: Path) -> None:
     import yaml
 

@@ -70,15 +70,7 @@ def add_parser(verbs: Any) -> None:
         metavar="N",
         help="evaluation games at most, drawn by --seed and spread over the task types (default: 400)",
     )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action=settings.SettingsAction,
-        default={},
-        metavar="KEY=VALUE",
-        dest="settings",
-        help="arguments of AgentPRM, e.g. --set improve.beta=0.1",
-    )
+    settings.add_option(parser, "--set", "arguments of AgentPRM, e.g. --set improve.beta=0.1", dest="settings")
     arguments.add_game_options(parser, "valid_seen")
     arguments.add_run_options(parser, None, no_out="runs/demo")
     arguments.add_json_option(parser)

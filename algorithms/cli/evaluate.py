@@ -91,13 +91,10 @@ def add_parser(verbs: Any) -> None:
         "game (look-ahead: privileged), as predictive, beam, tree and backtrack do, too, unless --search-options world=ZIP "
         "names a fitted model of the world",
     )
-    acting.add_argument(
+    settings.add_option(
+        acting,
         "--search-options",
-        nargs="+",
-        action=settings.SettingsAction,
-        default={},
-        metavar="KEY=VALUE",
-        help="options of vote-similar, vote-prm, predictive, beam, tree, backtrack and refine, e.g. --search-options alpha=0.2",
+        "options of vote-similar, vote-prm, predictive, beam, tree, backtrack and refine, e.g. --search-options alpha=0.2",
     )
     acting.add_argument(
         "--best-of",

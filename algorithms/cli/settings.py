@@ -52,18 +52,34 @@ class SettingsAction(argparse.Action):
         """Add some words.
 
         Raises:
-            ArgumentError: a word is not of the form KEY=VALUE, or its value begins as JSON does and is none.
+            ArgumentError: a word is not of the form KEY=VALUE, or its value begins as a JSON object does and is none.
         """
         settings = getattr(namespace, self.dest) or {}
         for word in values:
             key, equals, value = word.partition("=")
             if not equals or not key:
                 raise argparse.ArgumentError(self, f"expected KEY=VALUE, got {word!r}")
-            try:
-                settings = merged(settings, nested({key: value}))
-            except ValueError as error:
-                raise argparse.ArgumentError(self, str(error)) from None
+            if value.startswith("{") and isinstance(plain_value(value), str):
+                raise argparse.ArgumentError(
+                    self,
+                    f"{value} is no JSON: put names in double quotes, or give each field by itself, "
+                    f"{option_string} {key}.NAME=VALUE",
+                )
+            settings = merged(settings, nested({key: value}))
         setattr(namespace, self.dest, settings)
+
+
+def add_option(parser: Any, name: str, help_text: str, dest: str | None = None) -> None:
+    """Add an option of ``KEY=VALUE`` words.
+
+    Args:
+        parser: where to.
+        name: such as ``--set``.
+        help_text: its help.
+        dest: attribute of the parsed arguments; ``None``: as the name says.
+    """
+    how: dict[str, Any] = {} if dest is None else {"dest": dest}
+    parser.add_argument(name, nargs="+", action=SettingsAction, default={}, metavar="KEY=VALUE", help=help_text, **how)
 
 
 def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,9 +114,6 @@ def plain_value(value: Any) -> Any:
 
     Args:
         value: out of a configuration, or a word of the command line.
-
-    Raises:
-        ValueError: a text that begins with a brace or a bracket is no JSON.
     """
     if not isinstance(value, str):
         return value
@@ -108,15 +121,7 @@ def plain_value(value: Any) -> Any:
         return _PYTHON_WORDS[value]
     try:
         return json.loads(value)
-    except json.JSONDecodeError as error:
-        if value.lstrip()[:1] in (
-            "{",
-            "[",
-        ):  # meant as JSON; as a text it would be refused later on, without the reason
-            raise ValueError(
-                f"{value} is no JSON ({error.msg} at character {error.pos + 1}): put names in double quotes, or give each "
-                "field by itself, as in --set policy_kwargs.explore.reset_share=0.5"
-            ) from None
+    except json.JSONDecodeError:
         return value
 
 

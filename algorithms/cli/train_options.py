@@ -100,14 +100,11 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
         metavar="JSON",
         help='arguments of the process reward, e.g. \'{"form": "value", "clip": [-1, 1]}\'',
     )
-    parser.add_argument(
+    settings.add_option(
+        parser,
         "--set",
-        nargs="+",
-        action=settings.SettingsAction,
-        default={},
-        metavar="KEY=VALUE",
+        "arguments of the algorithm's constructor, e.g. --set gamma=0.9 improve.beta=0.1",
         dest="settings",
-        help="arguments of the algorithm's constructor, e.g. --set gamma=0.9 improve.beta=0.1",
     )
     parser.add_argument(
         "--seeds",
@@ -191,10 +188,10 @@ def own_options(name: str) -> dict[str, float | None]:
     if name in registry.BUILT_IN:
         return _OWN_OPTIONS.get(name, _OTHERS_OPTIONS)
     names = registry.find_algorithm(name).constructor_names()
-    demos: dict[str, float | None] = {"demos": None, "n_demos": 150} if "demonstrations" in names else {}
+    clones = "demonstrations" in names
     if "n_iterations" in names:
-        return {**demos, "iterations": 2 if demos else 4, "minutes": None}  # as InversePRM, as AgentPRM
-    return {**demos, "epochs": 8} if demos else _OTHERS_OPTIONS
+        return _OWN_OPTIONS["inverseprm" if clones else "agentprm"]
+    return _OWN_OPTIONS["sft"] if clones else _OTHERS_OPTIONS
 
 
 def learns_from(name: str) -> str | None:
