@@ -229,8 +229,12 @@ def test_benchmarks_that_are_named_exist_and_have_the_options(page: Path) -> Non
     for module, words in re.findall(r"python -m benchmarks\.(\w+)((?: [-\w/.|]+)*)", text_of(page)):
         path = ROOT / "benchmarks" / f"{module}.py"
         assert path.is_file(), f"{page.name}: no benchmarks/{module}.py"
+        source = path.read_text(encoding="utf-8")
+        # Studies may share their command line.
+        shared = [path.with_name(f"{name}.py") for name in re.findall(r"from benchmarks import (_\w+)", source)]
+        source += "".join(file.read_text(encoding="utf-8") for file in shared)
         for option in re.findall(r"--[a-z][-a-z]*", words):
-            assert f'"{option}"' in path.read_text(encoding="utf-8"), f"{page.name}: {module} has no {option}"
+            assert f'"{option}"' in source, f"{page.name}: {module} has no {option}"
 
 
 # Options -------------------------------------------------------------------------------------------------------------------
