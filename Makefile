@@ -15,9 +15,8 @@ PYTEST      := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 BENCH_ARGS  ?=
 # Extras that are tested with the packages that they name, where these are light, and the tests that are skipped without them.
 ADAPTERS    := .venv-adapters
-ADAPTED     := sweep,data,minari,skyrl,trl,openenv,wandb,trackio,mlflow,gguf
+ADAPTED     := sweep,data,minari,skyrl,trl,openenv,wandb,trackio,mlflow
 ADAPTER_TESTS := $(addprefix tests/test_,sweep.py export_data.py minari.py skyrl.py trl.py openenv.py log_services.py hub.py)
-PYTHON_VERSION = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 # What the site of the documentation is built with, in an environment of its own.
 DOCS        := $(shell sed -n 's/^docs = \["\(.*\)"\].*/\1/p' pyproject.toml)
 LOGDIR      ?= runs
@@ -74,8 +73,9 @@ test-slow: $(STAMP)
 # These packages pull in many others, some in older versions: they lie in front of those of $(VENV), which stay as they are.
 test-adapters: $(STAMP)
 	test -x $(ADAPTERS)/bin/python || $(BIN)/python -m venv $(ADAPTERS)
-	$(ADAPTERS)/bin/python -c 'import site; open(site.getsitepackages()[0] + "/borrowed.pth", "w").write( \
-	  "import site; site.addsitedir(\"$(abspath $(VENV))/lib/python$(PYTHON_VERSION)/site-packages\")\n")'
+	$(ADAPTERS)/bin/python -c 'import site; here = site.getsitepackages()[0]; \
+	  there = here.replace("$(abspath $(ADAPTERS))", "$(abspath $(VENV))"); \
+	  open(here + "/borrowed.pth", "w").write(f"import site; site.addsitedir({there!r})\n")'
 	$(ADAPTERS)/bin/python -m pip install "agentprm-gym[$(ADAPTED)]"
 	OMP_NUM_THREADS=1 $(ADAPTERS)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(ADAPTER_TESTS) $(PYTEST_ARGS)
 

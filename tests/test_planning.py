@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from algorithms.common.acting.planning.beam import BeamActor, prover_advantages
 from algorithms.common.acting.planning.navigator import NavigatorActor
 from algorithms.common.acting.planning.options import PLANNERS, SearchOptions
 from algorithms.common.acting.planning.predictive import PredictiveActor
-from algorithms.common.acting.planning.refine import RefineActor
+from algorithms.common.acting.planning.refine import MAX_TOLD, RefineActor
 from algorithms.common.acting.planning.situations import (
     EngineWorld,
     Outcome,
@@ -293,6 +294,32 @@ class TestRefine:
         (answer,) = actor.answer([request()])
         assert answer.command == COMMANDS[int(np.argmax(game.q(())))]
         assert actor.calls == {"policy": 3, "prm": 3}
+
+    def test_the_prompt_names_the_last_refused_commands_alone(self) -> None:
+        """All of them do not fit into a model's context where a turn has a hundred commands."""
+        asked: list[Situation] = []
+
+        class Many:
+            def __init__(self) -> None:
+                self.calls: Counter[str] = Counter()
+
+            def log_probs(self, situations: Any) -> list[Any]:
+                asked.extend(situations)
+                return [np.full(len(s.admissible_commands), -math.log(len(s.admissible_commands))) for s in situations]
+
+            def score(self, situations: Any, commands: Any) -> list[Any]:
+                return [np.linspace(0, 1, len(some)) for some in commands]
+
+        commands = tuple(f"open box {i}" for i in range(40))
+        actor = RefineActor(Many(), Many(), epsilon=5.0, n=40)
+        actor.start(0, "task", [])
+        (answer,) = actor.answer([Request(0, "task", "You see boxes.", commands, np.random.default_rng(0))])
+        assert answer.command == commands[-1]
+        order = [c["command"] for c in answer.candidates or []]
+        assert sorted(order) == sorted(commands)
+        told = [re.findall(r"open box \d+", s.task) for s in asked]
+        assert told[0] == [] and told[1] == order[:1]
+        assert told[-1] == order[-1 - MAX_TOLD : -1]
 
 
 class TestVotes:

@@ -5,7 +5,8 @@
 
 In the paper several agents act in order and ``A^i`` is the difference that agent i's command makes; with one agent it is the
 advantage over the policy. Where none is accepted the best of those drawn is executed. A refused command is not drawn again: a
-small model does not heed what stands in its prompt. The paper does not exclude it.
+small model does not heed what stands in its prompt. The paper does not exclude it. The prompt names the last
+:data:`MAX_TOLD` of them, so that many draws fit into the model's context.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from agentprm_gym.checks import check_float, check_int
 from algorithms.common.acting.planning.planner import PlanningActor
 from algorithms.common.acting.planning.situations import Prior, Scorer, Situation, draw
 from algorithms.common.acting.requests import Answer, Request, candidate_row
+
+#: How many refused commands stand in a prompt at most.
+MAX_TOLD = 8
 
 
 class RefineActor(PlanningActor):
@@ -45,15 +49,16 @@ class RefineActor(PlanningActor):
         (q,) = self.scorer.score([situation], [commands])
         advantages = q - float(np.exp(log_probs) @ q)
         tried: list[int] = []
-        told = situation
         while True:
             left = [i for i in range(len(commands)) if i not in tried]
             i = left[draw(log_probs[left], 1, request.rng)[0]]
             tried.append(i)
             if advantages[i] >= self.epsilon or len(tried) == min(self.n, len(commands)):
                 break
-            told = told.told(f"({commands[i]}: score {advantages[i]:+.2f}, choose another command.)")
-            (log_probs,) = self.prior.log_probs([told])
+            refused = (
+                f"({commands[k]}: score {advantages[k]:+.2f}, choose another command.)" for k in tried[-MAX_TOLD:]
+            )
+            (log_probs,) = self.prior.log_probs([situation.told(" ".join(refused))])
         best = tried[-1] if advantages[tried[-1]] >= self.epsilon else max(tried, key=lambda k: advantages[k])
         rows = [candidate_row(commands[k], float(advantages[k]), float(plain[k])) for k in tried]
         return Answer(commands[best], float(plain[best]), rows)
