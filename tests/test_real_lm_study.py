@@ -25,7 +25,7 @@ def test_it_stops_goes_on_and_ends_with_a_page(tmp_path: Path) -> None:
     assert main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.zip")} == before
     figures = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))["figures"]
-    for name in ("prompted", "sft", "best_of_2", "best_of_4", "best_of_8", "agentprm"):
+    for name in ("prompted", "sft_reasons", "sft", "best_of_2", "best_of_4", "best_of_8", "agentprm"):
         assert 0 <= figures[f"{name}_low"] <= figures[f"{name}_rate"] <= figures[f"{name}_high"] <= 1
     assert figures["answers_base_malformed"] == 1.0  # a random model says nothing that could be read
     assert {"ranking_prm/pair_accuracy", "ranking_cloned/pair_accuracy", "seconds_sft_training"} <= set(figures)
