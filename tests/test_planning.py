@@ -317,7 +317,7 @@ class TestRefine:
         assert answer.command == commands[-1]
         order = [c["command"] for c in answer.candidates or []]
         assert sorted(order) == sorted(commands)
-        told = [re.findall(r"open box \d+", s.task) for s in asked]
+        told = [re.findall(r"open box \d+", s.feedback) for s in asked]
         assert told[0] == [] and told[1] == order[:1]
         assert told[-1] == order[-1 - MAX_TOLD : -1]
 

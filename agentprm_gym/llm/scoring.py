@@ -15,6 +15,7 @@ import torch
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.llm.packing import TokenTree
+from agentprm_gym.llm.prefixes import PrefixCache
 from agentprm_gym.llm.responder import MODES, NORMALIZATIONS, Responder
 from agentprm_gym.llm.sampling import sample_commands, sample_tokens
 from agentprm_gym.llm.transcripts import Passage
@@ -184,6 +185,7 @@ def score_turns(
     *,
     temperature: float = 1.0,
     entropies: bool = False,
+    prefixes: PrefixCache | None = None,
 ) -> list[list[TurnScore]]:
     """Score turns of episodes in one forward pass, with gradients; the caller activates the adapter.
 
@@ -193,6 +195,7 @@ def score_turns(
         turns: for each episode the indices of the turns that are wanted; ``None``: all turns.
         temperature: at which the turns were sampled, above 0; scores are those of the distribution that was sampled from.
         entropies: whether to compute ``free_entropy``, which needs all of the vocabulary.
+        prefixes: keeps what the episodes' transcripts share, for the adapter that is active; there are no gradients then.
 
     Returns:
         For each episode, for each wanted turn, its score. At temperature 1 it equals what acting gave.
@@ -202,7 +205,7 @@ def score_turns(
     wanted, trees = _plan(responder, episodes, order)
     if not trees:
         return [[] for _ in episodes]
-    flat, starts = lm.tree_hidden(trees, _read(wanted, trees))  # (M, H)
+    flat, starts = (prefixes or lm).tree_hidden(trees, _read(wanted, trees))  # (M, H)
     free = _score_free(responder, flat, starts, wanted, temperature, entropies)
     commands = _score_commands(lm, flat, starts, wanted, episodes, temperature)
     scores = {
@@ -360,7 +363,11 @@ def _score_commands(
 
 
 def episode_log_probs(
-    responder: Responder, episodes: Sequence[Episode], turns: Sequence[Sequence[int]] | None = None
+    responder: Responder,
+    episodes: Sequence[Episode],
+    turns: Sequence[Sequence[int]] | None = None,
+    *,
+    prefixes: PrefixCache | None = None,
 ) -> list[list[torch.Tensor]]:
     """Log-probabilities of every admissible command at turns of episodes.
 
@@ -368,6 +375,7 @@ def episode_log_probs(
         responder: the policy's way to act.
         episodes: a batch of episodes.
         turns: as for :func:`score_turns`.
+        prefixes: as for :func:`score_turns`.
 
     Returns:
         For each episode, for each wanted turn, a (n_commands,) tensor in the order of ``turn.admissible_commands``.
@@ -379,5 +387,5 @@ def episode_log_probs(
         raise ValueError('action_mode="generate" has no distribution over the admissible commands; use "constrained"')
     return [
         [score.commands for score in row if score.commands is not None]
-        for row in score_turns(responder, episodes, turns)
+        for row in score_turns(responder, episodes, turns, prefixes=prefixes)
     ]

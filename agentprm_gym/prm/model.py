@@ -23,6 +23,7 @@ from agentprm_gym.checks import check_choice
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.model import DEFAULT_LORA, LanguageModel, on_cpu
 from agentprm_gym.llm.packing import TokenTree
+from agentprm_gym.llm.prefixes import PrefixCache
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.llm.transcripts import Passage, encode_turns
 from agentprm_gym.prm.export import write_adapter, write_classifier
@@ -172,11 +173,12 @@ class ProcessRewardModel(SharedPRM):
         return self.head.read(self.lm, hidden, places)
 
     # Scores -----------------------------------------------------------------------------------
-    def logits(self, items: Sequence[Item]) -> list[list[torch.Tensor]]:
+    def logits(self, items: Sequence[Item], prefixes: PrefixCache | None = None) -> list[list[torch.Tensor]]:
         """Logits of candidate commands, in one forward pass; the caller activates the adapter.
 
         Args:
             items: ``(task, turns, candidates)``; candidates name turns of ``turns`` and the commands to judge there.
+            prefixes: keeps what the transcripts share, for this model's adapter; there are no gradients then.
 
         Returns:
             For each item, for each of its candidate turns, a (n_commands,) float32 tensor.
@@ -195,7 +197,7 @@ class ProcessRewardModel(SharedPRM):
             wanted.append([at[t] for t, _ in candidates])
         found = [(row, place) for item in wanted for row, turn in item for place in turn]
         read = self.head.rows(found, len(trees))
-        hidden, starts = self.lm.tree_hidden(trees, read)  # (M, H)
+        hidden, starts = (prefixes or self.lm).tree_hidden(trees, read)  # (M, H)
         logits = self.read(hidden, [place.shifted(starts[row]) for row, place in found])
         pieces = iter(logits.split([len(turn) for item in wanted for _, turn in item]))
         return [[next(pieces) for _ in item] for item in wanted]
@@ -225,17 +227,18 @@ class ProcessRewardModel(SharedPRM):
         return tree, out
 
     @torch.no_grad()
-    def score(self, items: Sequence[Item]) -> list[list[torch.Tensor]]:
+    def score(self, items: Sequence[Item], prefixes: PrefixCache | None = None) -> list[list[torch.Tensor]]:
         """Q in (0, 1) of candidate commands; activates the adapter.
 
         Args:
             items: as for :meth:`logits`.
+            prefixes: as for :meth:`logits`.
 
         Returns:
             Shapes as in :meth:`logits`, on the CPU.
         """
         with self.lm.active(self.adapter):
-            return [[torch.sigmoid(x).cpu() for x in item] for item in self.logits(items)]
+            return [[torch.sigmoid(x).cpu() for x in item] for item in self.logits(items, prefixes)]
 
     @torch.no_grad()
     def score_all(

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentprm_gym.episodes import Turn
-from algorithms.common.acting.planning.situations import Situation, World, add_up
+from algorithms.common.acting.planning.situations import PolicyPrior, PRMScorer, Situation, World, add_up
 from algorithms.common.acting.requests import Answer, Request
 
 
 class PlanningActor(ABC):
     """An actor that looks at situations behind the present one, or at several commands of it, before it chooses.
 
-    It keeps no caches: situations are read from the start, so what it costs grows with the transcript.
+    Its models keep what they read of a transcript from call to call (:class:`~agentprm_gym.llm.prefixes.PrefixCache`), and forget
+    it where an episode begins.
 
     Attributes:
         needs_look_ahead: whether collectors have to give requests the true game, which is privileged.
@@ -41,6 +42,9 @@ class PlanningActor(ABC):
     def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
         """See :class:`Actor`."""
         self._played[row] = task, [turn.bare() for turn in history]
+        for model in self._models:
+            if isinstance(model, PolicyPrior | PRMScorer):
+                model.forget()
 
     def executed(self, row: int, turn: Turn) -> None:
         """See :class:`Actor`."""

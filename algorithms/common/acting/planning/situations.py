@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from agentprm_gym.episodes import Episode, Turn
+from agentprm_gym.llm.prefixes import PrefixCache
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.prm.model import ProcessRewardModel
 from algorithms.common.acting.requests import Request
@@ -87,8 +88,8 @@ class Situation:
         return Episode(game_id="", split="", task_type="", task=self.task, success=False, turns=turns)
 
     def told(self, note: str) -> Situation:
-        """The same with a note behind the task."""
-        return replace(self, task=f"{self.task} {note}")
+        """The same with a note behind what the game just said."""
+        return replace(self, feedback=f"{self.feedback} {note}")
 
 
 class Prior(Protocol):
@@ -140,6 +141,11 @@ class PolicyPrior:
             )
         self.responder, self.adapter = responder, adapter
         self.calls: Counter[str] = Counter()
+        self._prefixes = PrefixCache(responder.lm)
+
+    def forget(self) -> None:
+        """Drop what is kept of transcripts; to be called when the policy has been trained."""
+        self._prefixes.forget()
 
     @torch.no_grad()
     def log_probs(self, situations: Sequence[Situation]) -> list[Floats]:
@@ -150,7 +156,8 @@ class PolicyPrior:
         for i in range(0, len(situations), _BATCH):
             episodes = [s.episode() for s in situations[i : i + _BATCH]]
             with lm.active(self.adapter):
-                rows = episode_log_probs(self.responder, episodes, [[len(e.turns) - 1] for e in episodes])
+                which = [[len(e.turns) - 1] for e in episodes]
+                rows = episode_log_probs(self.responder, episodes, which, prefixes=self._prefixes)
             out += [row[0].double().cpu().numpy() for row in rows]
         return out
 
@@ -166,6 +173,11 @@ class PRMScorer:
         """
         self.prm = prm
         self.calls: Counter[str] = Counter()
+        self._prefixes = PrefixCache(prm.lm)
+
+    def forget(self) -> None:
+        """Drop what is kept of transcripts; to be called when the model has been trained."""
+        self._prefixes.forget()
 
     def score(self, situations: Sequence[Situation], commands: Sequence[Sequence[str]]) -> list[Floats]:
         """See :class:`Scorer`."""
@@ -183,7 +195,7 @@ class PRMScorer:
                 )
                 for i in part
             ]
-            for i, rows in zip(part, self.prm.score(items), strict=True):
+            for i, rows in zip(part, self.prm.score(items, self._prefixes), strict=True):
                 out[i] = rows[0].double().numpy()
         return out
 
