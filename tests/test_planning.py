@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.model import AdapterMismatchError, LanguageModel
+from agentprm_gym.llm.packing import TokenTree, pack
 from algorithms.common.acting.planning.beam import BeamActor, prover_advantages
 from algorithms.common.acting.planning.navigator import NavigatorActor
 from algorithms.common.acting.planning.options import PLANNERS, SearchOptions
@@ -40,6 +43,7 @@ from algorithms.common.acting.requests import Answer, Request
 from algorithms.common.acting.rollouts import RolloutTask, collect
 from algorithms.common.shell.load import SEARCHES, load_actor
 from tests.chain_env import BACK, N_ROOMS, ON, make_chain, walk
+from tests.llm_helpers import adapted, make_episodes, save_random_model
 
 COMMANDS = ("a", "b", "c")
 DEPTH = 3
@@ -363,6 +367,25 @@ class TestWorldModel:
         ):
             assert read(written(outcome)) == outcome
         assert read("nonsense") == Outcome("nonsense", (), False, 0.0)
+
+    @pytest.mark.parametrize("context", [8192, 160])
+    def test_the_loss_of_an_episode_is_that_of_its_transitions_one_by_one(self, context: int, tmp_path: Path) -> None:
+        """One pass with branches, against a pass a transition; also where long transcripts are shortened."""
+        lm = adapted(save_random_model(tmp_path, "llama", max_context=context), "world")
+        model = WorldModel(lm, max_new_tokens=40)
+        episodes = [replace(episode, turns=episode.turns * 6) for episode in make_episodes(2)]
+        data = transitions(episodes)
+        sums, n = 0.0, 0
+        with torch.no_grad(), lm.active("world"):
+            mean = float(model.loss(data))
+            for one in data:
+                prompt, target = model._prompt(one.task, one.turns), model._target(one.outcome)
+                log_probs = lm.logits(lm.hidden(pack([TokenTree([*prompt, *target])], 0)))[0].log_softmax(-1)
+                sums -= sum(float(log_probs[len(prompt) - 1 + i, token]) for i, token in enumerate(target))
+                n += len(target)
+        assert mean == pytest.approx(sums / n, rel=1e-4)
+        shortened = [one for one in data if len(model._encode(one.task, one.turns)) > 1]
+        assert bool(shortened) == (context == 160)
 
     def test_fitted_on_transitions_it_imagines_the_game(self, learner: str, stranger: str, tmp_path: Path) -> None:
         won = walk()

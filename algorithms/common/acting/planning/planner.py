@@ -15,8 +15,8 @@ from algorithms.common.acting.requests import Answer, Request
 class PlanningActor(ABC):
     """An actor that looks at situations behind the present one, or at several commands of it, before it chooses.
 
-    Its models keep what they read of a transcript from call to call (:class:`~agentprm_gym.llm.prefixes.PrefixCache`), and forget
-    it where an episode begins.
+    Its models keep what they read of a transcript from call to call, see :class:`~agentprm_gym.llm.prefixes.PrefixCache`, and
+    forget it where an episode begins.
 
     Attributes:
         needs_look_ahead: whether collectors have to give requests the true game, which is privileged.

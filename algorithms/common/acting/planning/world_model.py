@@ -2,7 +2,9 @@
 
 For a transcript with the command ``a`` at its end it writes what the game says then and which commands are admissible then:
 
-    M(o' | s, a):   loss = - sum over the tokens of o' of log M(token | s, a, tokens before)
+    M(o' | s, a):   loss = - mean over the tokens of o' of log M(token | s, a, tokens before)
+
+An episode's transitions are fitted in one pass: what followed each command is a branch of the transcript.
 
 ``o'`` is written as the feedback and the commands one behind the other, with semicolons between them, or as :data:`WON` or
 :data:`LOST` where the game ends. It is read back the same way, in the wording that the tokenizer keeps (the bundled model's
@@ -20,15 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from agentprm_gym.checks import check_float, check_int
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.llm.model import DEFAULT_LORA, LanguageModel, lora_settings
-from agentprm_gym.llm.packing import TokenTree, pack
+from agentprm_gym.llm.packing import TokenTree
 from agentprm_gym.llm.saving import SavedModel, check_base, read_save, write_save
-from agentprm_gym.llm.transcripts import encode_turns
+from agentprm_gym.llm.transcripts import Passage, encode_turns
 from algorithms.common.acting.planning.situations import Outcome, Situation
 from algorithms.common.acting.requests import Request
 
@@ -68,6 +69,16 @@ def transitions(episodes: Iterable[Episode]) -> list[Transition]:
         if e.turns and not e.truncated:
             out.append(Transition(e.task, e.turns, Outcome("", (), True, float(e.success))))
     return out
+
+
+def _by_episode(data: Sequence[Transition]) -> list[list[Transition]]:
+    """Groups of transitions that stand one behind the other and are of one episode."""
+    groups: list[list[Transition]] = []
+    for one in data:
+        if not groups or groups[-1][0].turns[0] is not one.turns[0]:
+            groups.append([])
+        groups[-1].append(one)
+    return groups
 
 
 def written(outcome: Outcome) -> str:
@@ -136,18 +147,18 @@ class WorldModel:
         *,
         learning_rate: float = 2e-3,
         n_epochs: int = 1,
-        batch_size: int = 8,
+        batch_size: int = 16,
         rng: np.random.Generator | None = None,
         on_progress: Callable[[float], None] = lambda share: None,
     ) -> list[float]:
         """Fit the adapter.
 
         Args:
-            data: transitions.
+            data: transitions; those of an episode one behind the other, as :func:`transitions` gives them.
             learning_rate: peak, above 0, with a linear decay to 0.
             n_epochs: passes, 1 or more.
-            batch_size: transitions an update, 1 or more.
-            rng: order of the transitions.
+            batch_size: transitions an update, 1 or more; an episode's stay together, so it may be more.
+            rng: order of the episodes.
             on_progress: called after each update with the share that is done.
 
         Returns:
@@ -182,29 +193,52 @@ class WorldModel:
     def _batches(
         data: Sequence[Transition], n_epochs: int, size: int, rng: np.random.Generator
     ) -> Iterator[list[Transition]]:
+        groups = _by_episode(data)
         for _ in range(n_epochs):
-            order = rng.permutation(len(data))
-            yield from ([data[int(i)] for i in order[k : k + size]] for k in range(0, len(order), size))
+            batch: list[Transition] = []
+            for i in rng.permutation(len(groups)):
+                batch += groups[int(i)]
+                if len(batch) >= size:
+                    yield batch
+                    batch = []
+            if batch:
+                yield batch
 
     def loss(self, batch: Sequence[Transition]) -> torch.Tensor:
         """Mean negative log-probability of what followed, in nats a token; the adapter must be active."""
-        starts, trees, targets = [], [], []
-        for one in batch:
-            ids, target = self._prompt(one.task, one.turns), self._target(one.outcome)
-            starts.append(len(ids) - 1)
-            trees.append(TokenTree([*ids, *target[:-1]]))
-            targets.append(target)
-        packed = pack(trees, int(self.lm.tokenizer.pad_token_id), self.lm.device)
-        hidden = self.lm.hidden(packed)  # (B, L, H)
-        rows = torch.cat([hidden[b, s : s + len(t)] for b, (s, t) in enumerate(zip(starts, targets, strict=True))])
-        wanted = torch.tensor([i for target in targets for i in target], device=rows.device)  # (N,)
-        return functional.cross_entropy(self.lm.logits(rows).float(), wanted)
+        trees: list[TokenTree] = []
+        rows: list[list[int]] = []  # of each tree the tokens behind which something is predicted
+        targets: list[int] = []
+        for group in _by_episode(batch):
+            followed = {len(one.turns) - 1: self._target(one.outcome) for one in group}
+            longest = max(group, key=lambda one: len(one.turns))
+            for passage in self._encode(longest.task, longest.turns):
+                ends = {t: end for t, end in zip(passage.turns, passage.response_end, strict=True) if t in followed}
+                if not ends:
+                    continue
+                tree, here = TokenTree(list(passage.ids[: max(ends.values()) + 1])), list[int]()
+                for t, end in ends.items():
+                    target = followed[t]
+                    here += [end, *range(len(tree), len(tree) + len(target) - 1)]
+                    tree.chain(target[:-1], end)
+                    targets += target
+                trees.append(tree)
+                rows.append(here)
+        hidden, starts = self.lm.tree_hidden(trees, rows)  # (M, H)
+        flat = [start + i for start, here in zip(starts, rows, strict=True) for i in here]
+        hidden = hidden[torch.tensor(flat, device=hidden.device)]  # (N, H)
+        wanted = torch.tensor(targets, device=hidden.device)  # (N,)
+        return -self.lm.token_log_probs(hidden, torch.arange(len(targets), device=hidden.device), wanted).mean()
+
+    def _encode(self, task: str, turns: Sequence[Turn]) -> list[Passage]:
+        """A transcript's passages, each with room for an outcome."""
+        return encode_turns(
+            self.lm.prompt, task, turns, limit=self.lm.context_length, reserve=self.max_new_tokens, free=False
+        )
 
     def _prompt(self, task: str, turns: Sequence[Turn]) -> list[int]:
         """Tokens of a transcript up to the end of its last command."""
-        passage = encode_turns(
-            self.lm.prompt, task, turns, limit=self.lm.context_length, reserve=self.max_new_tokens, free=False
-        )[-1]
+        passage = self._encode(task, turns)[-1]
         return list(passage.ids[: passage.response_end[-1] + 1])
 
     def _target(self, outcome: Outcome) -> list[int]:
