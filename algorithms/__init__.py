@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from algorithms.agent_prm import AgentPRM as AgentPRM
+    from algorithms.common.acting.planning.world_model import WorldModel as WorldModel
     from algorithms.common.acting.ranks import join as join
     from algorithms.common.acting.ray_workers import RayWorkers as RayWorkers
     from algorithms.common.acting.sampler import ServerSampler as ServerSampler
@@ -52,6 +53,7 @@ _MODULES = {
     "RolloutWorkers": "algorithms.common.acting.workers",
     "SFT": "algorithms.sft",
     "ServerSampler": "algorithms.common.acting.sampler",
+    "WorldModel": "algorithms.common.acting.planning.world_model",
     "by_task_type": "algorithms.common.measure.evaluation",
     "evaluate": "algorithms.common.measure.evaluation",
     "join": "algorithms.common.acting.ranks",
@@ -80,6 +82,7 @@ __all__ = [
     "RayWorkers",
     "RolloutWorkers",
     "ServerSampler",
+    "WorldModel",
     "by_task_type",
     "evaluate",
     "join",

@@ -53,7 +53,12 @@ SMALL = {
         'split="valid_seen")': "split='valid_seen', n_envs=8)",
         "env), env)": "env), env, games=range(4))",
     },
-    "acting.md": {"range(8)": "range(2)", "learn(1_000)": "learn(1)"},
+    "acting.md": {
+        "range(8)": "range(2)",
+        "range(200)": "range(2)",
+        "n_epochs=2": "n_epochs=1",
+        "learn(1_000)": "learn(1)",
+    },
     "algorithms.md": {
         "n_games=60": "n_games=2, group_size=2, n_envs=4",
         "100_000": "1",

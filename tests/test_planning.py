@@ -395,7 +395,7 @@ class TestWorldModel:
         assert [t.outcome.done for t in data] == [False, False, True, True]
         lm = LanguageModel.load(learner)
         model = WorldModel(lm, {"r": 16, "lora_alpha": 32}, max_new_tokens=60)
-        losses = model.fit(data, learning_rate=2e-2, n_epochs=300, batch_size=4)
+        losses = model.fit([won, lost], learning_rate=2e-2, n_epochs=300, batch_size=4)
         assert losses[-1] < losses[0] / 10
         first = Situation(won.task, (), won.turns[0].feedback, (BACK, ON))
         good, bad = model.step(request(), [(first, ON), (first, BACK)])

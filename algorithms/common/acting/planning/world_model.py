@@ -143,7 +143,7 @@ class WorldModel:
     # Fitting ----------------------------------------------------------------------------------
     def fit(
         self,
-        data: Sequence[Transition],
+        data: Sequence[Episode] | Sequence[Transition],
         *,
         learning_rate: float = 2e-3,
         n_epochs: int = 1,
@@ -154,7 +154,7 @@ class WorldModel:
         """Fit the adapter.
 
         Args:
-            data: transitions; those of an episode one behind the other, as :func:`transitions` gives them.
+            data: episodes; or transitions, those of an episode one behind the other, as :func:`transitions` gives them.
             learning_rate: peak, above 0, with a linear decay to 0.
             n_epochs: passes, 1 or more.
             batch_size: transitions an update, 1 or more; an episode's stay together, so it may be more.
@@ -169,11 +169,12 @@ class WorldModel:
         """
         check_float("learning_rate", learning_rate, above=0.0)
         batch_size = check_int("batch_size", batch_size, 1)
-        if not data:
+        steps = [step for one in data for step in (transitions([one]) if isinstance(one, Episode) else [one])]
+        if not steps:
             raise ValueError("a model of the world is fitted on transitions: expected one or more, got none")
         rng = np.random.default_rng(0) if rng is None else rng
         optimizer = torch.optim.AdamW(self.lm.adapter_parameters(WORLD), lr=learning_rate, weight_decay=0.0)
-        batches = list(self._batches(data, check_int("n_epochs", n_epochs, 1), batch_size, rng))
+        batches = list(self._batches(steps, check_int("n_epochs", n_epochs, 1), batch_size, rng))
         losses = []
         for step, batch in enumerate(batches):
             for group in optimizer.param_groups:
