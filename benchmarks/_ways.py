@@ -206,6 +206,7 @@ def study(
     shown = summary(shown_ways, curves)
     console = PlainConsole()
     console.print(table(shown))
+    made_by = provenance()  # before a file changes
     picture = [Curve(c.label, f"success of {c.tag}", c.axis, c.seeds) for c in curves.values()]
     draw(picture, out.with_suffix(".png"), title=title, level=LEVEL)
     keys = ("height", "final", "height_gain", "final_gain")
@@ -214,7 +215,7 @@ def study(
         out,
         {
             "name": name,
-            **provenance(),
+            **made_by,
             "date": datetime.date.today().isoformat(),
             "seeds": sorted({row["seed"] for row in rows}),
             "quick": args.quick,
