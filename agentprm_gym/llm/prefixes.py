@@ -57,12 +57,12 @@ class PrefixCache:
         Returns:
             (M, hidden_size), and the row where each tree's first token stands; its other tokens follow.
         """
-        read = wanted or [range(len(tree)) for tree in trees]
+        read = [list(here) for here in wanted or (range(len(tree)) for tree in trees)]
         # The prefix ends at the first token that is read or has a node below it: of those before it nothing is known later.
         ends = [min((*here, *tree.parents), default=0) + 1 for tree, here in zip(trees, read, strict=True)]
         shared = min(_shared([tree.trunk for tree in trees]), *ends)
         if 2 * shared < max(len(tree.trunk) for tree in trees):
-            return self.lm.tree_hidden(trees, wanted)
+            return self.lm.tree_hidden(trees, read)
         prefix = trees[0].trunk[:shared]
         starts = [0]
         for tree in trees:
