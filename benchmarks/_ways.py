@@ -7,7 +7,7 @@ import datetime
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -70,13 +70,15 @@ def evaluation(budget: Budget) -> GamesEvalCallback:
     return GamesEvalCallback(env, games=draw_games(types, budget.games, 0), every=budget.every, temperature=1.0)
 
 
-def run(
-    learn: Callable[[Any, int, Budget], Iterable[tuple[int, float]]], way: Way, seed: int, budget: Budget, path: Path
-) -> None:
-    """Make one run's curve, unless it is there.
+#: Lets a way learn with a seed and a callback that measures; returns the environment steps that it spent before that was asked.
+Learn = Callable[[Any, int, Budget, GamesEvalCallback], int]
+
+
+def run(learn: Learn, way: Way, seed: int, budget: Budget, path: Path) -> None:
+    """Make one run's curve of environment steps and success, unless it is there.
 
     Args:
-        learn: makes the points, (environment steps, success), of a way with a seed.
+        learn: lets the way learn.
         way: the way.
         seed: of everything.
         budget: how much is played.
@@ -86,7 +88,11 @@ def run(
         return
     torch.set_num_threads(1)
     begun = time.process_time()
-    points = list(learn(way, seed, budget))
+    callback = evaluation(budget)
+    before = learn(way, seed, budget, callback)
+    points = [(before + one.timesteps, one.success) for one in callback.evaluations]
+    if before:
+        points.insert(0, (0, points[0][1]))
     write_json(path, {"way": way.name, "seed": seed, "points": points, "cpu_seconds": time.process_time() - begun})
 
 
@@ -153,7 +159,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 def study(
     name: str,
     ways: Sequence[Way],
-    learn: Callable[[Any, int, Budget], Iterable[tuple[int, float]]],
+    learn: Learn,
     *,
     about: str | None,
     title: str,

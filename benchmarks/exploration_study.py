@@ -30,9 +30,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from agentprm_gym.rewards import make_reward
 from agentprm_gym.wrappers.novelty import VisitCounts, VisitRewardWrapper
 from agentprm_gym.wrappers.sb3 import VecProcessReward
-from algorithms import GRPO, RFT
+from algorithms import GRPO, RFT, GamesEvalCallback
 from benchmarks import _ways
-from benchmarks._ways import LEVEL, MAX_STEPS, Budget, evaluation
+from benchmarks._ways import LEVEL, MAX_STEPS, Budget
 
 #: The novelty of an episode is worth a quarter of a win at most: a policy that only explores stays worse than one that wins.
 MAX_BONUS = 0.25
@@ -108,15 +108,15 @@ def train_env(way: Way, *, outcome: bool = True) -> VecEnv:
     return VecProcessReward(venv, make_reward(name, max_reward=MAX_BONUS / MAX_STEPS))
 
 
-def learn(way: Way, seed: int, budget: Budget) -> list[tuple[int, float]]:
-    """One run's curve: environment steps and success.
+def learn(way: Way, seed: int, budget: Budget, callback: GamesEvalCallback) -> int:
+    """Let a way learn; nothing is spent before it is measured.
 
     Args:
         way: the way of exploring.
         seed: of everything.
         budget: how much is played.
+        callback: measures it.
     """
-    callback = evaluation(budget)
     policy_kwargs = {"explore": way.explore} if way.explore else {}
     make, settings = (GRPO, GRPO_SETTINGS) if way.baseline == "grpo" else (RFT, RFT_SETTINGS)
     first = train_env(way, outcome=way.reward != "two_phases")
@@ -127,7 +127,7 @@ def learn(way: Way, seed: int, budget: Budget) -> list[tuple[int, float]]:
         model.learn(budget.steps - model.num_timesteps, callback=callback, reset_num_timesteps=False)
     else:
         model.learn(budget.steps, callback=callback)
-    return [(one.timesteps, one.success) for one in callback.evaluations]
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> None:

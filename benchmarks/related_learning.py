@@ -34,11 +34,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.rewards import make_reward
 from agentprm_gym.wrappers.sb3 import VecProcessReward
-from algorithms import GRPO, RFT, AgentPRM, GiGPO, OnlineDPO
+from algorithms import GRPO, RFT, AgentPRM, GamesEvalCallback, GiGPO, OnlineDPO
 from algorithms.gigpo import HGPO
 from algorithms.grpo import IStar
 from benchmarks import _ways
-from benchmarks._ways import LEVEL, MAX_STEPS, Budget, evaluation
+from benchmarks._ways import LEVEL, MAX_STEPS, Budget
 from benchmarks.exploration_study import GRPO_SETTINGS, RFT_SETTINGS, SHARED
 
 AGENTPRM_SETTINGS: dict[str, Any] = {"n_validation_games": 0, **SHARED}
@@ -122,36 +122,30 @@ def settings_of(way: Way, budget: Budget) -> dict[str, Any]:
     return settings
 
 
-def learn(way: Way, seed: int, budget: Budget) -> list[tuple[int, float]]:
-    """One run's curve: environment steps and success.
+def learn(way: Way, seed: int, budget: Budget, callback: GamesEvalCallback) -> int:
+    """Let a way learn; returns the environment steps that were spent before it is measured.
 
     Args:
         way: the way to learn.
         seed: of everything.
         budget: how much is played.
+        callback: measures it.
     """
-    if way.pav:
-        with tempfile.TemporaryDirectory() as folder:
-            return _learn_by_pav(way, seed, budget, Path(folder) / "prm.zip")
-    callback = evaluation(budget)
-    way.algorithm("tiny", train_env(), seed=seed, **settings_of(way, budget)).learn(budget.steps, callback=callback)
-    return [(one.timesteps, one.success) for one in callback.evaluations]
+    with tempfile.TemporaryDirectory() as folder:
+        venv, spent = paid_by_pav(seed, budget, Path(folder) / "prm.zip") if way.pav else (train_env(), 0)
+        model = way.algorithm("tiny", venv, seed=seed, **settings_of(way, budget))
+        model.learn(max(budget.steps - spent, 1), callback=callback)
+    return spent
 
 
-def _learn_by_pav(way: Way, seed: int, budget: Budget, path: Path) -> list[tuple[int, float]]:
-    """Fit a PRM to the base's own episodes, then let it pay the base; the first part's steps stand before the curve."""
-    first = WAYS[1]
-    settings = {**settings_of(first, budget), "n_iterations": 1, "improve": {"n_updates": 1}}
+def paid_by_pav(seed: int, budget: Budget, path: Path) -> tuple[VecEnv, int]:
+    """Environments that pay by a PRM fitted to the base's own episodes, and the steps that these took."""
+    settings = {**settings_of(WAYS[1], budget), "n_iterations": 1, "improve": {"n_updates": 1}}
     fitted = AgentPRM("tiny", train_env(), seed=seed, **settings)
     fitted.learn()
     fitted.save(path)
-    spent = fitted.num_timesteps
-    venv = VecProcessReward(train_env(), make_reward(f"prm:{path}", form="advantage", best_of=BEST_OF))
-    callback = evaluation(budget)
-    model = way.algorithm("tiny", venv, seed=seed, **settings_of(way, budget))
-    model.learn(max(budget.steps - spent, 1), callback=callback)
-    points = [(spent + one.timesteps, one.success) for one in callback.evaluations]
-    return [(0, points[0][1]), *points]
+    reward = make_reward(f"prm:{path}", form="advantage", best_of=BEST_OF)
+    return VecProcessReward(train_env(), reward), fitted.num_timesteps
 
 
 def main(argv: Sequence[str] | None = None) -> None:

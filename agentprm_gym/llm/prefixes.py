@@ -47,16 +47,7 @@ class PrefixCache:
     def tree_hidden(
         self, trees: Sequence[TokenTree], wanted: Sequence[Iterable[int]] | None = None
     ) -> tuple[torch.Tensor, list[int]]:
-        """Last hidden states of token trees under the active adapter.
-
-        Args:
-            trees: one or more.
-            wanted: for each tree the indices of the tokens whose hidden states are read; what is returned for the others
-                means nothing. ``None``: all.
-
-        Returns:
-            (M, hidden_size), and the row where each tree's first token stands; its other tokens follow.
-        """
+        """See :meth:`LanguageModel.tree_hidden`, whose arguments and results these are."""
         read = [list(here) for here in wanted or (range(len(tree)) for tree in trees)]
         # The prefix ends at the first token that is read or has a node below it: of those before it nothing is known later.
         ends = [min((*here, *tree.parents), default=0) + 1 for tree, here in zip(trees, read, strict=True)]
