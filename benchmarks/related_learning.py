@@ -8,8 +8,11 @@ environment steps, all that it plays included, and the same three seeds. Every f
   AgentPRM, and AgentPRM without its PRM (imitation alone), without imitation (the PRM alone), with advantage-weighted
   regression, with best-of-4 by the new PRM played and imitated, and with model-predictive search distilled; Online DPO on
   outcomes, and on the pairs of a tree search;
-* by policy gradients, each against GRPO: GiGPO, HGPO, iStar with either loss, and GRPO with the rewards of a PAV: a process
-  reward model is fitted to the base's own episodes first, whose steps count, and pays the advantage of the best of 4.
+* by policy gradients, each against GRPO: GiGPO, HGPO, iStar with either loss, and GRPO with process rewards. A process reward
+  model is fitted to the base's own episodes first, whose steps count. It pays the advantage of the best of 4 (``grpo_pav``), or
+  that with a weight that falls to 0 (``grpo_pav_annealed``); or its scores are made into a credit of each turn when the episode
+  is over (``grpo_clip_delta``, ``grpo_min_form``). ``grpo_preferences`` has a reward that is fitted to a judge's preferences
+  while the policy learns; the judge reads the commands so far, and nothing that the agent has not seen.
 
 Steps of the true game inside a search (``agentprm_distilled``, ``online_dpo_tree``) are not counted, and so these ways stand as
 privileged. Curves are cut at the number of steps that each run has at least. ``steps_to_level``: the first evaluation with 60 %
@@ -22,6 +25,7 @@ Each run's curve is kept in ``--work``, so an interrupted study goes on; and so 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,12 +33,20 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from agentprm_gym.rewards import make_reward
+from agentprm_gym.rewards.base import ProcessReward
+from agentprm_gym.rewards.credit import turn_credit
+from agentprm_gym.rewards.schedules import AnnealedReward
 from agentprm_gym.wrappers.sb3 import VecProcessReward
 from algorithms import GRPO, RFT, AgentPRM, GamesEvalCallback, GiGPO, OnlineDPO
+from algorithms.common.learning.advantages import discounted_returns, group_advantages
+from algorithms.common.learning.clipped import Sample
+from algorithms.common.learning.preferences import PreferenceReward, RefitPreferences, Situation
 from algorithms.gigpo import HGPO
 from algorithms.grpo import IStar
 from benchmarks import _ways
@@ -45,6 +57,78 @@ AGENTPRM_SETTINGS: dict[str, Any] = {"n_validation_games": 0, **SHARED}
 BEST_OF = 4
 #: A tree plays 16 times to the end of a game, one step at a time, so an iteration can afford few.
 TREE: dict[str, Any] = {"n_trees": 8, "n_iterations": 16}
+#: Episodes that a process reward model is fitted to before policy gradients begin; a fifth of the steps.
+FEWER_ROLLOUTS: dict[str, Any] = {"n_games": 70, "n_trunks": 35, "n_branch_states": 35}
+#: Weight of the learnt reward at a turn; the outcome is 1.
+PREFERENCE_COEF = 0.1
+
+
+class CreditGRPO(GRPO):
+    """GRPO with a credit for each turn, made of its process rewards when the episode is over.
+
+    ``A_t = A_episode + A_step``. ``A_episode`` is GRPO's, of the outcome alone. ``A_step`` is the sum of the credits from turn
+    t on, less its mean over the turns of the game's episodes, divided by the deviation over all turns.
+    """
+
+    @staticmethod
+    def credit(scores: Sequence[float]) -> np.ndarray:
+        """What each turn is paid, (T,) of (T,) process rewards."""
+        raise NotImplementedError
+
+    def advantages(self, samples: Sequence[Sample]) -> None:
+        """See the class."""
+        own = [[turn.reward for turn in s.episode.turns] for s in samples]
+        outcomes = [discounted_returns(rewards, self.gamma)[0] for rewards in own]
+        episodes = group_advantages(outcomes, [s.group for s in samples], normalize=self.normalize)  # (N,)
+        scores = [np.subtract(s.rollout.rewards, rewards) for s, rewards in zip(samples, own, strict=True)]
+        to_go = np.concatenate([discounted_returns(self.credit(row).tolist(), 1.0) for row in scores])
+        lengths = [len(row) for row in scores]
+        steps = group_advantages(
+            to_go.tolist(), np.repeat([s.group for s in samples], lengths).tolist(), normalize="batch"
+        )
+        for s, episode, step in zip(samples, episodes, np.split(steps, np.cumsum(lengths)[:-1]), strict=True):
+            s.advantages = episode + step
+
+
+class ClipDeltaGRPO(CreditGRPO):
+    """Both mechanisms of Gao et al. (arXiv 2410.15115), one behind the other; half a chance of winning is good enough."""
+
+    @staticmethod
+    def credit(scores: Sequence[float]) -> np.ndarray:
+        """The clipped scores, and of these the differences."""
+        return turn_credit(turn_credit(scores, "clip", kappa=0.5), "delta")
+
+
+class MinFormGRPO(CreditGRPO):
+    """The min-form credit of PURE (arXiv 2504.15275)."""
+
+    @staticmethod
+    def credit(scores: Sequence[float]) -> np.ndarray:
+        """Weights of a soft minimum times the scores."""
+        return turn_credit(scores, "min")
+
+
+def steps_done(situation: Situation) -> int:
+    """How many steps of its task an agent has taken, by the words of the task and of its commands."""
+    wanted = set(re.findall("[a-z]+", situation.task.lower()))
+    if "hot" in wanted:
+        wanted.add("heat")
+    done = set()
+    for turn in situation.turns[:-1]:
+        verb, *words = re.findall("[a-z]+", turn.command) or [""]
+        if not words or words[0] not in wanted:
+            continue
+        if verb in ("take", "use") or (verb in ("heat", "cool", "clean") and verb in wanted):
+            done.add((verb, words[0]))
+        elif verb in ("move", "put") and words[-1] in wanted:
+            done.add(("move", turn.command))
+    return len(done)
+
+
+def judge(pairs: Sequence[tuple[Situation, Situation]]) -> list[int]:
+    """Which of two situations is closer to the task's end, by :func:`steps_done`; -1: it cannot tell."""
+    ahead = [steps_done(b) - steps_done(a) for a, b in pairs]
+    return [-1 if not d else int(d > 0) for d in ahead]
 
 
 @dataclass(frozen=True)
@@ -54,12 +138,12 @@ class Way(_ways.Way):
     Attributes:
         algorithm: its class.
         settings: of the algorithm.
-        pav: whether a process reward model pays, which is fitted to the base's own episodes first.
+        paid: by what beside the outcome; see :func:`paid_envs`.
     """
 
     algorithm: type[Any] = RFT
     settings: Mapping[str, Any] = field(default_factory=dict)
-    pav: bool = False
+    paid: str | None = None
 
 
 def against_rft(name: str, algorithm: type[Any], settings: Mapping[str, Any], privileged: bool = False) -> Way:
@@ -67,9 +151,9 @@ def against_rft(name: str, algorithm: type[Any], settings: Mapping[str, Any], pr
     return Way(name, "rft", "finished episodes", privileged, algorithm, settings)
 
 
-def against_grpo(name: str, algorithm: type[Any], settings: Mapping[str, Any], pav: bool = False) -> Way:
+def against_grpo(name: str, algorithm: type[Any], paid: str | None = None, **settings: Any) -> Way:
     """A way of the second panel; its groups are GRPO's."""
-    return Way(name, "grpo", "policy gradients", False, algorithm, {**GRPO_SETTINGS, **settings}, pav)
+    return Way(name, "grpo", "policy gradients", False, algorithm, {**GRPO_SETTINGS, **settings}, paid)
 
 
 def improving(name: str, privileged: bool = False, **improve: Any) -> Way:
@@ -87,12 +171,16 @@ WAYS = [
     improving("agentprm_distilled", True, n_searched=50, searched_by="predictive"),
     against_rft("online_dpo", OnlineDPO, {**GRPO_SETTINGS}),
     against_rft("online_dpo_tree", OnlineDPO, {**GRPO_SETTINGS, "tree": TREE}, privileged=True),
-    against_grpo("grpo", GRPO, {}),
-    against_grpo("gigpo", GiGPO, {}),
-    against_grpo("hgpo", HGPO, {}),
-    against_grpo("istar", IStar, {"implicit_loss": "dpo"}),
-    against_grpo("istar_bce", IStar, {"implicit_loss": "bce"}),
-    against_grpo("grpo_pav", GRPO, {}, pav=True),
+    against_grpo("grpo", GRPO),
+    against_grpo("gigpo", GiGPO),
+    against_grpo("hgpo", HGPO),
+    against_grpo("istar", IStar, implicit_loss="dpo"),
+    against_grpo("istar_bce", IStar, implicit_loss="bce"),
+    against_grpo("grpo_pav", GRPO, "advantage"),
+    against_grpo("grpo_pav_annealed", GRPO, "annealed"),
+    against_grpo("grpo_clip_delta", ClipDeltaGRPO, "value"),
+    against_grpo("grpo_min_form", MinFormGRPO, "value"),
+    against_grpo("grpo_preferences", GRPO, "preferences"),
 ]
 
 QUICK = Budget(steps=300, every=100, games=6)
@@ -132,20 +220,46 @@ def learn(way: Way, seed: int, budget: Budget, callback: GamesEvalCallback) -> i
         callback: measures it.
     """
     with tempfile.TemporaryDirectory() as folder:
-        venv, spent = paid_by_pav(seed, budget, Path(folder) / "prm.zip") if way.pav else (train_env(), 0)
+        venv, spent, others = paid_envs(way, seed, budget, Path(folder) / "prm.zip")
         model = way.algorithm("tiny", venv, seed=seed, **settings_of(way, budget))
-        model.learn(max(budget.steps - spent, 1), callback=callback)
+        model.learn(max(budget.steps - spent, 1), callback=[callback, *others])
     return spent
 
 
-def paid_by_pav(seed: int, budget: Budget, path: Path) -> tuple[VecEnv, int]:
-    """Environments that pay by a PRM fitted to the base's own episodes, and the steps that these took."""
-    settings = {**settings_of(WAYS[1], budget), "n_iterations": 1, "improve": {"n_updates": 1}}
-    fitted = AgentPRM("tiny", train_env(), seed=seed, **settings)
+def paid_envs(way: Way, seed: int, budget: Budget, path: Path) -> tuple[VecEnv, int, list[BaseCallback]]:
+    """Environments that pay what a way is paid.
+
+    Args:
+        way: paid by nothing else; by ``"preferences"``; or by a process reward model that is fitted first: its
+            ``"advantage"``, that ``"annealed"`` to 0, or its ``"value"``.
+        seed: of everything.
+        budget: how much is played.
+        path: where a process reward model is kept while it is used.
+
+    Returns:
+        The environments; how many steps were taken before; and callbacks that they need.
+    """
+    reward: ProcessReward
+    if way.paid is None:
+        return train_env(), 0, []
+    if way.paid == "preferences":
+        reward = PreferenceReward("tiny", judge, coef=PREFERENCE_COEF, seed=seed)
+        return VecProcessReward(train_env(), reward), 0, [RefitPreferences(reward)]
+    spent = fit_prm(seed, budget, path)
+    kind = {"form": "value"} if way.paid == "value" else {"form": "advantage", "best_of": BEST_OF}
+    reward = make_reward(f"prm:{path}", **kind)
+    if way.paid == "annealed":
+        reward = AnnealedReward(reward, n_turns=max(budget.steps - spent, 1))
+    return VecProcessReward(train_env(), reward), spent, []
+
+
+def fit_prm(seed: int, budget: Budget, path: Path) -> int:
+    """Fit a process reward model to the base's own episodes; returns the steps that these took."""
+    settings: dict[str, Any] = {"rollout": FEWER_ROLLOUTS, **settings_of(WAYS[1], budget)}
+    fitted = AgentPRM("tiny", train_env(), seed=seed, **{**settings, "n_iterations": 1, "improve": {"n_updates": 1}})
     fitted.learn()
     fitted.save(path)
-    reward = make_reward(f"prm:{path}", form="advantage", best_of=BEST_OF)
-    return VecProcessReward(train_env(), reward), fitted.num_timesteps
+    return fitted.num_timesteps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
