@@ -34,6 +34,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import ArrayLike
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
@@ -44,7 +45,7 @@ from agentprm_gym.rewards.credit import turn_credit
 from agentprm_gym.rewards.schedules import AnnealedReward
 from agentprm_gym.wrappers.sb3 import VecProcessReward
 from algorithms import GRPO, RFT, AgentPRM, GamesEvalCallback, GiGPO, OnlineDPO
-from algorithms.common.learning.advantages import discounted_returns, group_advantages
+from algorithms.common.learning.advantages import Floats, discounted_returns, group_advantages
 from algorithms.common.learning.clipped import Sample
 from algorithms.common.learning.preferences import PreferenceReward, RefitPreferences, Situation
 from algorithms.gigpo import HGPO
@@ -71,7 +72,7 @@ class CreditGRPO(GRPO):
     """
 
     @staticmethod
-    def credit(scores: Sequence[float]) -> np.ndarray:
+    def credit(scores: ArrayLike) -> Floats:
         """What each turn is paid, (T,) of (T,) process rewards."""
         raise NotImplementedError
 
@@ -94,7 +95,7 @@ class ClipDeltaGRPO(CreditGRPO):
     """Both mechanisms of Gao et al. (arXiv 2410.15115), one behind the other; half a chance of winning is good enough."""
 
     @staticmethod
-    def credit(scores: Sequence[float]) -> np.ndarray:
+    def credit(scores: ArrayLike) -> Floats:
         """The clipped scores, and of these the differences."""
         return turn_credit(turn_credit(scores, "clip", kappa=0.5), "delta")
 
@@ -103,7 +104,7 @@ class MinFormGRPO(CreditGRPO):
     """The min-form credit of PURE (arXiv 2504.15275)."""
 
     @staticmethod
-    def credit(scores: Sequence[float]) -> np.ndarray:
+    def credit(scores: ArrayLike) -> Floats:
         """Weights of a soft minimum times the scores."""
         return turn_credit(scores, "min")
 

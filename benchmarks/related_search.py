@@ -10,6 +10,11 @@ commands, so whatever scores all of them costs that much. What was really called
 steps in the true game, which are privileged and cost no call. ``backtrack`` and everything with ``world`` = engine is planning
 with a simulator, and is to be compared with other such rows only. ``look-ahead`` cannot be made that small: its row says so.
 
+The rows ``best episode`` play each game many times from its beginning, and take the episode that the process reward model likes
+best. They say what one number for an episode is worth: the last, the mean, the smallest, the product, the sum or the largest of
+its turns' scores, or the sum of what a credit makes of them (``clip``, ``min-form``). ``best episode, any`` is one that was
+won, where there is one: the limit of these rows.
+
 What is finished stays in ``--work``, so an interrupted study goes on; and rows of the result file count as done. It writes
 ``results/related_search.json`` and a table.
 """
@@ -21,15 +26,20 @@ import datetime
 import json
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from agentprm_gym.files import write_whole
+from agentprm_gym.prm import load_prm
+from agentprm_gym.rewards.credit import turn_credit
+from agentprm_gym.rewards.ranking import EPISODE_SCORES, episode_score
 from algorithms.cli.main import main as agentprm
 from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.acting.planning.situations import MODELS, model_calls
@@ -43,6 +53,14 @@ RESULTS = Path(__file__).parent / "results"
 POLICY = "tiny"
 #: Mean number of admissible commands of a turn, rounded; settings are computed with it, and calls are measured.
 N_COMMANDS = 32
+#: Not a search of the toolkit: whole episodes are compared, by these or by whether any was won.
+EPISODES, ANY = "episodes", "any"
+#: One number for an episode, of its turns' scores (T,).
+EPISODE_VALUES: dict[str, Callable[[Sequence[float]], float]] = {
+    **{how: partial(episode_score, how=how) for how in EPISODE_SCORES},
+    "clip": lambda scores: float(turn_credit(scores, "clip", kappa=0.5).sum()),
+    "min-form": lambda scores: float(turn_credit(scores, "min").sum()),
+}
 _FIT = ("rollout.n_games=400", "rollout.n_trunks=300", "rollout.n_branch_states=300", "improve.n_updates=1")
 _QUICK_FIT = ("rollout.n_games=30", "rollout.n_repeats=1", "rollout.n_branch_states=10", "improve.n_updates=1")
 
@@ -66,6 +84,11 @@ class Setting:
     depth: int = 1
     options: dict[str, Any] = field(default_factory=dict)
     privileged: bool = False
+
+
+def best_episode(by: str, n: int) -> Setting:
+    """The row of the best of n whole episodes by one number for each."""
+    return Setting(f"best episode, {by}", EPISODES, n, 1, {"by": by}, True)
 
 
 def settings(budget: int) -> list[Setting]:
@@ -104,6 +127,8 @@ def settings(budget: int) -> list[Setting]:
         # It scores all commands behind each of all commands, some 1000 calls, and has no smaller setting.
         Setting("look-ahead (beyond the budget)", "look-ahead", 4, 1, {}, True),
         Setting("backtrack", "backtrack", 3, 30, {"max_steps": 100}, True),
+        # An episode costs two calls a turn, and the one that is taken is shorter than most.
+        *(best_episode(by, max(1, budget // 3)) for by in (*EPISODE_VALUES, ANY)),
     ]
 
 
@@ -179,6 +204,10 @@ class Study:
         path = self.path(setting, seed)
         if path.exists():
             return dict(json.loads(path.read_text(encoding="utf-8")))
+        if setting.search == EPISODES:
+            row = self.best_episodes(setting, seed)
+            write_whole(path, json.dumps(row))
+            return row
         options = dict(setting.options)
         if options.get("world") == "fitted":
             options["world"] = str(self.world(seed))
@@ -200,12 +229,7 @@ class Study:
         venv.close()
         n_turns = sum(len(e.turns) for e in episodes)
         row = {
-            "name": setting.name,
-            "seed": seed,
-            "privileged": setting.privileged,
-            "n": setting.n,
-            "depth": setting.depth,
-            "options": setting.options,
+            **about(setting, seed),
             "n_games": len(episodes),
             "won": sum(e.success for e in episodes),
             "n_turns": n_turns,
@@ -214,6 +238,60 @@ class Study:
         }
         write_whole(path, json.dumps(row))
         return row
+
+    def scored_episodes(self, n: int, seed: int) -> dict[str, Any]:
+        """Many episodes of each game with the scores of their turns, and the seconds that they took; kept in a file.
+
+        Args:
+            n: episodes of each game.
+            seed: of the process reward model, and of the policy's draws.
+        """
+        path = self.work / f"episodes_{self.n_games}_{n}_{seed}.json"
+        if not path.exists():
+            venv = make_eval_env(n_envs=64, games="generated", split="valid_seen", max_episode_steps=30)
+            types = [g.split("-", 1)[0] for g in venv.get_attr("games", indices=[0])[0].game_ids]
+            policy: Any = load_policy(POLICY, venv)
+            prm = load_prm(self.prm(seed), policy.lm)
+            games = [game for game in draw_games(types, self.n_games, 0) for _ in range(n)]
+            tasks = [RolloutTask({"game": int(game)}, (seed, 78, i)) for i, game in enumerate(games)]
+            begun = time.perf_counter()
+            played = collect(policy.actor(venv.num_envs), venv, tasks) or []
+            venv.close()
+            found: list[list[dict[str, Any]]] = [[] for _ in range(self.n_games)]
+            for i, episode in enumerate(rollout.episode for rollout in played):
+                scores = prm.score_turns(episode.task, episode.turns).tolist()
+                found[i // n].append({"won": episode.success, "scores": scores})
+            write_whole(path, json.dumps({"seconds": time.perf_counter() - begun, "games": found}))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def best_episodes(self, setting: Setting, seed: int) -> dict[str, Any]:
+        """The row of the best of many whole episodes of each game, by one number for each."""
+        played, by = self.scored_episodes(setting.n, seed), setting.options["by"]
+        value = EPISODE_VALUES.get(by)
+        chosen = [
+            max(game, key=lambda e: e["won"] if value is None else value(e["scores"])) for game in played["games"]
+        ]
+        n_played = sum(len(e["scores"]) for game in played["games"] for e in game)
+        return {
+            **about(setting, seed),
+            "n_games": len(chosen),
+            "won": sum(e["won"] for e in chosen),
+            "n_turns": sum(len(e["scores"]) for e in chosen),
+            "calls": {"policy": n_played, "prm": 0 if value is None else n_played, "world": 0, "steps": n_played},
+            "seconds": played["seconds"],
+        }
+
+
+def about(setting: Setting, seed: int) -> dict[str, Any]:
+    """What a row says of itself."""
+    return {
+        "name": setting.name,
+        "seed": seed,
+        "privileged": setting.privileged,
+        "n": setting.n,
+        "depth": setting.depth,
+        "options": setting.options,
+    }
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -297,9 +375,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     study = Study(work, quick=args.quick, budget=args.budget, n_games=n_games)
     chosen = [s for s in settings(args.budget) if not args.only or s.name.startswith(tuple(args.only))]
     console, rows = PlainConsole(), []
-    about = {"budget": args.budget, "n_games": n_games, "policy": POLICY}
+    torch.set_num_threads(1)
+    whole = {"budget": args.budget, "n_games": n_games, "policy": POLICY}
     if not args.quick:
-        take_over(args.out, about, study.path_of)
+        take_over(args.out, whole, study.path_of)
     for seed in args.seeds[:1] if args.quick else args.seeds:
         for setting in chosen:
             rows.append(study.play(setting, seed))
@@ -318,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "name": "related_search",
                 **provenance(),
                 "date": date,
-                **about,
+                **whole,
                 "seeds": args.seeds,
                 "figures": figures,
                 "summary": found,
