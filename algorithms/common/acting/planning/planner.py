@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from agentprm_gym.episodes import Turn
+from algorithms.common.acting.planning.side_by_side import side_by_side
 from algorithms.common.acting.planning.situations import PolicyPrior, PRMScorer, Situation, World, add_up
+from algorithms.common.acting.planning.world_model import WorldModel
 from algorithms.common.acting.requests import Answer, Request
 
 
@@ -52,12 +55,15 @@ class PlanningActor(ABC):
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """See :class:`Actor`."""
-        answers = []
-        for request in requests:
-            task, turns = self._played[request.row]
-            situation = Situation(task, tuple(turns), request.feedback, tuple(request.admissible_commands))
-            answers.append(self.choose(request, situation))
-        return answers
+        searches = [partial(self.choose, request, self._situation(request)) for request in requests]
+        # A model of the world writes a token at a time: for several episodes at once that takes hardly longer than for one.
+        if isinstance(self.world, WorldModel) and len(searches) > 1:
+            return side_by_side(searches)
+        return [search() for search in searches]
+
+    def _situation(self, request: Request) -> Situation:
+        task, turns = self._played[request.row]
+        return Situation(task, tuple(turns), request.feedback, tuple(request.admissible_commands))
 
     @abstractmethod
     def choose(self, request: Request, situation: Situation) -> Answer:

@@ -30,6 +30,7 @@ from agentprm_gym.llm.model import DEFAULT_LORA, LanguageModel, lora_settings
 from agentprm_gym.llm.packing import TokenTree
 from agentprm_gym.llm.saving import SavedModel, check_base, read_save, write_save
 from agentprm_gym.llm.transcripts import Passage, encode_turns
+from algorithms.common.acting.planning.side_by_side import ask
 from algorithms.common.acting.planning.situations import Outcome, Situation
 from algorithms.common.acting.requests import Request
 
@@ -247,10 +248,14 @@ class WorldModel:
         return [*ids[: self.max_new_tokens - 1], self.lm.prompt.end_of_turn]
 
     # Imagining --------------------------------------------------------------------------------
-    @torch.no_grad()
     def step(self, request: Request, tried: Sequence[tuple[Situation, str]]) -> list[Outcome]:
         """See :class:`~algorithms.common.acting.planning.situations.World`; the true game is not looked at."""
         self.calls["world"] += len(tried)
+        return ask(self._imagine, tried, [request.rng] * len(tried))
+
+    @torch.no_grad()
+    def _imagine(self, tried: Sequence[tuple[Situation, str]], rngs: Sequence[np.random.Generator]) -> list[Outcome]:
+        """The outcome of each command, with the dice of its episode."""
         ids = [self._prompt(s.task, s.episode(command).turns) for s, command in tried]
         starts = [len(row) for row in ids]
         decoder = TranscriptDecoder(self.lm, max(1, len(tried)))
@@ -262,8 +267,8 @@ class WorldModel:
                 hidden = torch.stack([h[0] for h in decoder.extend([Extension(i, ids[i]) for i in going])])
                 logits = self.lm.logits(hidden).float().cpu()  # (b, V)
                 if self.temperature:
-                    noise = torch.from_numpy(request.rng.gumbel(size=tuple(logits.shape))).float()
-                    logits = logits / self.temperature + noise
+                    noise = np.stack([rngs[i].gumbel(size=logits.shape[1]) for i in going])
+                    logits = logits / self.temperature + torch.from_numpy(noise).float()
                 for i, token in zip(list(going), logits.argmax(-1).tolist(), strict=True):
                     ids[i].append(int(token))
                     if token == end:
