@@ -23,13 +23,15 @@ from benchmarks.bench_panel import POLICIES
 RESULTS = Path(__file__).parent / "results"
 # Result files name what was run, so not by a path of this machine.
 SFT, BETTER = (os.path.relpath(POLICIES / f"{name}_v1.zip") for name in ("sft", "better"))
+#: Sizes of an iteration that were AgentPRM's default when this was measured.
+SIZES = ("improve.n_updates=1", "rollout.n_games=600", "rollout.n_trunks=200", "rollout.n_branch_states=250")
 #: Four rollouts of six commands each at 600 states, and the loss over lists.
-BRANCHES = ("rollout.n_trunks=600", "rollout.n_branch_states=600", "rollout.n_branch_candidates=6",
+BRANCHES = ("rollout.n_games=600", "rollout.n_trunks=600", "rollout.n_branch_states=600", "rollout.n_branch_candidates=6",
             "rollout.n_branch_rollouts=4", "prm.rank_loss=list")  # fmt: skip
 #: The options of ``agentprm train`` that make each model.
 MODELS: Mapping[str, Sequence[str]] = {
-    "scalar": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=scalar"),
-    "log_prob": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=log_prob"),
+    "scalar": ("--algo", "agentprm", "--set", *SIZES, "prm.form=scalar"),
+    "log_prob": ("--algo", "agentprm", "--set", *SIZES, "prm.form=log_prob"),
     "scalar_branches": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=scalar", *BRANCHES),
     "log_prob_branches": ("--algo", "agentprm", "--set", "improve.n_updates=1", "prm.form=log_prob", *BRANCHES),
     "inverse": ("--algo", "inverseprm", "--n-demos", "100"),

@@ -54,12 +54,16 @@ class Settings:
     n_envs: int = 128
 
 
-#: Number of demonstrations of a start, and what is done with it and from it; AgentPRM and InversePRM have their defaults.
+#: Sizes of an iteration that were AgentPRM's default when the study was begun.
+OF_200 = ("rollout.n_games=200", "rollout.n_branch_states=100")
+
+#: Number of demonstrations of a start, and what is done with it and from it; InversePRM has its defaults.
 STARTS: dict[int, Settings] = {
     # The bundled model as it is: InversePRM has nothing to learn from.
-    0: Settings(inverseprm_iterations=0, wide_iterations=0, gail_iterations=0, implicit=False),
+    0: Settings(agentprm=OF_200, inverseprm_iterations=0, wide_iterations=0, gail_iterations=0, implicit=False),
     # InversePRM has a few hundred episodes to learn from, though there are but ten games of demonstrations.
     10: Settings(
+        agentprm=OF_200,
         inverseprm=("rollout.n_repeats=10", "rollout.n_other_games=200"),
         wide_iterations=0,
         gail_iterations=0,

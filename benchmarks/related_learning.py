@@ -4,10 +4,11 @@ The bundled model as it is, with no demonstration, learns to play generated trai
 environment steps, all that it plays included, and the same three seeds. Every few thousand steps the policy plays 100 fixed
 ``valid_seen`` games, sampled at temperature 1. Two panels:
 
-* from finished episodes and a process reward model, each against RFT, which imitates won episodes and has no such model:
-  AgentPRM, and AgentPRM without its PRM (imitation alone), without imitation (the PRM alone), with advantage-weighted
-  regression, with best-of-4 by the new PRM played and imitated, and with model-predictive search distilled; Online DPO on
-  outcomes, and on the pairs of a tree search;
+* from finished episodes and a process reward model, each against RFT, which imitates won episodes and has no such model: RFT
+  that plays as AgentPRM does, at temperature 0.6, and takes more and smaller updates (``rft_cool``); AgentPRM, and AgentPRM
+  without its PRM (imitation alone), without imitation (the PRM alone), with advantage-weighted regression, with best-of-4 by
+  the new PRM played and imitated, and with model-predictive search distilled; Online DPO on outcomes, and on the pairs of a
+  tree search;
 * by policy gradients, each against GRPO: GiGPO, HGPO, iStar with either loss, and GRPO with process rewards. A process reward
   model is fitted to the base's own episodes first, whose steps count. It pays the advantage of the best of 4 (``grpo_pav``), or
   that with a weight that falls to 0 (``grpo_pav_annealed``); or its scores are made into a credit of each turn when the episode
@@ -28,7 +29,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from agentprm_gym.rewards.credit import turn_credit
 from agentprm_gym.rewards.schedules import AnnealedReward
 from agentprm_gym.wrappers.sb3 import VecProcessReward
 from algorithms import GRPO, RFT, AgentPRM, GamesEvalCallback, GiGPO, OnlineDPO
+from algorithms.agent_prm.improve_options import AgentImproveOptions
+from algorithms.agent_prm.options import FitOptions, RolloutOptions
 from algorithms.common.learning.advantages import Floats, discounted_returns, group_advantages
 from algorithms.common.learning.clipped import Sample
 from algorithms.common.learning.preferences import PreferenceReward, RefitPreferences, Situation
@@ -164,12 +167,13 @@ def improving(name: str, privileged: bool = False, **improve: Any) -> Way:
 
 WAYS = [
     against_rft("rft", RFT, RFT_SETTINGS),
+    against_rft("rft_cool", RFT, {**RFT_SETTINGS, "batch_size": 8, "policy_kwargs": {"temperature": 0.6}}),
     improving("agentprm"),
     improving("agentprm_without_prm", objective="imitation"),
     improving("agentprm_without_imitation", imitation_coef=0.0),
     improving("agentprm_awr", objective="awr"),
-    improving("agentprm_searched", n_searched=100, search_best_of=BEST_OF),
-    improving("agentprm_distilled", True, n_searched=50, searched_by="predictive"),
+    improving("agentprm_searched", n_searched=35, search_best_of=BEST_OF),
+    improving("agentprm_distilled", True, n_searched=20, searched_by="predictive"),
     against_rft("online_dpo", OnlineDPO, {**GRPO_SETTINGS}),
     against_rft("online_dpo_tree", OnlineDPO, {**GRPO_SETTINGS, "tree": TREE}, privileged=True),
     against_grpo("grpo", GRPO),
@@ -256,7 +260,7 @@ def paid_envs(way: Way, seed: int, budget: Budget, path: Path) -> tuple[VecEnv, 
 
 def fit_prm(seed: int, budget: Budget, path: Path) -> int:
     """Fit a process reward model to the base's own episodes; returns the steps that these took."""
-    settings: dict[str, Any] = {"rollout": FEWER_ROLLOUTS, **settings_of(WAYS[1], budget)}
+    settings: dict[str, Any] = {"rollout": FEWER_ROLLOUTS, **settings_of(improving("fitted"), budget)}
     fitted = AgentPRM("tiny", train_env(), seed=seed, **{**settings, "n_iterations": 1, "improve": {"n_updates": 1}})
     fitted.learn()
     fitted.save(path)
@@ -265,13 +269,15 @@ def fit_prm(seed: int, budget: Budget, path: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
+    stages: dict[str, Any] = {"rollout": RolloutOptions(), "prm": FitOptions(), "improve": AgentImproveOptions()}
+    defaults = {**AGENTPRM_SETTINGS, **{name: asdict(options) for name, options in stages.items()}}
     _ways.study(
         "related_learning",
         WAYS,
         learn,
         about=__doc__,
         title="Ways to improve the base, valid_seen, T = 1",
-        settings={"rft": RFT_SETTINGS, "grpo": GRPO_SETTINGS, "agentprm": AGENTPRM_SETTINGS, "level": LEVEL},
+        settings={"rft": RFT_SETTINGS, "grpo": GRPO_SETTINGS, "agentprm": defaults, "level": LEVEL},
         quick=QUICK,
         others={"exploration_study": ("rft", "grpo")},
         argv=argv,

@@ -30,6 +30,9 @@ RESULTS = Path(__file__).parent / "results"
 TAG = "rollout/success_rate"
 GAMMA = 0.98
 
+#: Sizes of the iteration that fits the PRM; AgentPRM's default when this was measured.
+_SIZES = ("rollout.n_games=600", "rollout.n_trunks=200", "rollout.n_branch_states=250")
+_QUICK_SIZES = ("rollout.n_games=40", "rollout.n_repeats=1", "rollout.n_branch_states=20")
 #: Name, whether it is potential-based (so that no policy gains against another), and the options of ``agentprm train``.
 REWARDS: dict[str, tuple[bool, list[str]]] = {
     "outcome": (True, []),
@@ -79,7 +82,7 @@ class Study:
         # Of this only the PRM is used: the policy stays where it is.
         less = [
             "improve.n_updates=1",
-            *(["rollout.n_games=40", "rollout.n_repeats=1", "rollout.n_branch_states=20"] if self.quick else []),
+            *(_QUICK_SIZES if self.quick else _SIZES),
         ]
         agent = ("--algo", "agentprm", "--policy", sft, "--iterations", 1, "--set", *less)
         self.train(self.folder / "prm" / f"seed_{seed}", seed, *agent)

@@ -73,11 +73,11 @@ class RolloutOptions:
             0: none. See :mod:`~algorithms.agent_prm.peeks`.
     """
 
-    n_games: int = 200
+    n_games: int = 70
     n_repeats: int = 3
     temperature: float = 0.6
     n_trunks: int | None = 100
-    n_branch_states: int = 100
+    n_branch_states: int = 35
     n_branch_candidates: int = 3
     n_branch_rollouts: int = 1
     branch_states: str = "uniform"

@@ -29,7 +29,7 @@ BEST_OF = 8
 _KEPT = "Finished stages are kept in the output folder; the same command goes on from there."
 
 #: How much is done where nobody says otherwise, and with ``--quick``.
-_AMOUNTS: dict[str, Any] = {"n_demos": 10, "iterations": 4, "max_games": 400, "out": Path("runs/demo")}
+_AMOUNTS: dict[str, Any] = {"n_demos": 10, "iterations": 6, "max_games": 400, "out": Path("runs/demo")}
 _QUICK: dict[str, Any] = {"n_demos": 20, "iterations": 1, "max_games": 24, "out": Path("runs/demo_quick")}
 _QUICK_SETTINGS: dict[str, Any] = {
     "rollout": {"n_games": 12, "n_branch_states": 12},
@@ -62,7 +62,7 @@ def add_parser(verbs: Any) -> None:
         "--iterations",
         type=positive,
         metavar="N",
-        help="how often AgentPRM rolls out, fits and improves (default: 4)",
+        help="how often AgentPRM rolls out, fits and improves (default: 6)",
     )
     parser.add_argument(
         "--max-games",

@@ -26,7 +26,7 @@ _LEARNS_FROM = {
 #: Options of some algorithms only, and their defaults; ``None``: without a default.
 _OWN_OPTIONS: dict[str, dict[str, float | None]] = {
     "sft": {"demos": None, "n_demos": 150, "epochs": 8},
-    "agentprm": {"iterations": 4, "minutes": None},
+    "agentprm": {"iterations": 6, "minutes": None},
     "inverseprm": {"demos": None, "n_demos": 150, "iterations": 2, "minutes": None},
 }
 _OTHERS_OPTIONS: dict[str, float | None] = {"timesteps": 100_000, "minutes": None}
@@ -141,7 +141,7 @@ def add_amounts(parser: argparse.ArgumentParser) -> None:
         "--iterations",
         type=positive,
         metavar="N",
-        help="agentprm, inverseprm: iterations of roll out, fit, improve (default: 4 and 2)",
+        help="agentprm, inverseprm: iterations of roll out, fit, improve (default: 6 and 2)",
     )
     parser.add_argument(
         "--timesteps", type=positive, metavar="N", help="the others: turns to play at least (default: 100000)"
