@@ -429,6 +429,18 @@ def test_a_prm_that_says_nothing_is_warned_of(informed: bool) -> None:
     assert [str(w.message).count("no better than a constant") for w in caught] == ([] if informed else [1])
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_prm_that_orders_commands_is_not_warned_of(right: bool) -> None:
+    """Its scores are all too low, so a constant has the smaller cross-entropy."""
+    logits, targets = torch.tensor([-4.0, -5.0]), torch.tensor([1.0, 0.0] if right else [0.0, 1.0])
+    report = judge_prm([LabelledState(logits, targets, torch.ones(2))] * 60, MIN_GAP)
+    assert report.bce > report.constant_bce and report.pair_accuracy == float(right)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        record_heldout(configure(None, []), report, [0.7])
+    assert len(caught) == int(not right)
+
+
 class Keeper(KVWriter):
     """Keeps what is logged."""
 

@@ -122,7 +122,9 @@ def _entropy(p: float) -> float:
 
 def record_heldout(logger: Logger, report: PRMReport, losses: Sequence[float]) -> None:
     """Log a report as ``prm/heldout_*``, and the loss of each update as a figure; warn of a PRM that says nothing."""
-    if report.n_targets >= ENOUGH and report.bce >= report.constant_bce:
+    # One that orders the commands of a state is of use, though its scores may be too high or too low.
+    orders = report.pair_accuracy > 0.5  # not so without pairs
+    if report.n_targets >= ENOUGH and report.bce >= report.constant_bce and not orders:
         warnings.warn(
             f"on {report.n_targets} targets of held-out games the process reward model is no better than a constant score "
             f"(cross-entropy {report.bce:.3f}, constant {report.constant_bce:.3f}, {len(losses)} updates): play more games "
