@@ -74,7 +74,8 @@ class Setting:
         search: the search, as ``load_actor`` takes it.
         n: draws.
         depth: steps ahead.
-        options: of the search; ``world="fitted"`` stands for the seed's model of the world.
+        options: of the search; ``world="fitted"`` stands for the seed's model of the world, and ``prm="scalar"`` for a process
+            reward model with the paper's head in place of the default's log-probabilities.
         privileged: whether the true game is looked at.
     """
 
@@ -105,6 +106,7 @@ def settings(budget: int) -> list[Setting]:
         raise ValueError(f"--budget must be {one} or more, the calls of one look at a turn, got {budget}")
     looks = budget // one
     half = max(1, budget // 2)
+    scalar = {"prm": "scalar"}
     fitted, imagined = {"world": "fitted"}, max(1, (budget - 1) // (one + 1))
     return [
         Setting("none", "none"),
@@ -124,6 +126,15 @@ def settings(budget: int) -> list[Setting]:
         Setting(
             "tree, rollouts, max backup", "tree", 4, 15, {"n_iterations": max(1, budget // 15), "backup": "max"}, True
         ),
+        # These compare situations, of which the default's log-probabilities know little.
+        Setting(
+            "predictive, engine, scalar PRM", "predictive", max(1, (budget - 1) // N_COMMANDS), 1, {**scalar}, True
+        ),
+        Setting("beam, engine, scalar PRM", "beam", 3, 2, {"beam": max(1, looks - 1), **scalar}, True),
+        Setting(
+            "tree, scalar PRM leaves", "tree", 4, 4, {"leaf": "prm", "n_iterations": max(1, looks - 1), **scalar}, True
+        ),
+        Setting("prm-greedy, scalar PRM", "prm-greedy", 1, 1, {**scalar}),
         # It scores all commands behind each of all commands, some 1000 calls, and has no smaller setting.
         Setting("look-ahead (beyond the budget)", "look-ahead", 4, 1, {}, True),
         Setting("backtrack", "backtrack", 3, 30, {"max_steps": 100}, True),
@@ -153,15 +164,15 @@ class Study:
     def __init__(self, work: Path, *, quick: bool, budget: int, n_games: int) -> None:
         self.work, self.quick, self.budget, self.n_games = work, quick, budget, n_games
 
-    def prm(self, seed: int) -> Path:
-        """The process reward model of a seed.
+    def prm(self, seed: int, form: str = "") -> Path:
+        """The process reward model of a seed, of the default form or another.
 
         Raises:
             RuntimeError: its training failed.
         """
-        out = self.work / f"prm_{seed}"
+        out = self.work / (f"prm_{form}_{seed}" if form else f"prm_{seed}")
         if not (out / "model.zip").exists():
-            fit = _QUICK_FIT if self.quick else _FIT
+            fit = [*(_QUICK_FIT if self.quick else _FIT), *([f"prm.form={form}"] if form else [])]
             words = ["train", "--algo", "agentprm", "--policy", POLICY, "--iterations", 1, "--games", "generated"]
             words += ["--seed", seed, "--threads", 1, "--out", out, "--set", *fit]
             if agentprm([str(word) for word in words]):
@@ -209,6 +220,7 @@ class Study:
             write_whole(path, json.dumps(row))
             return row
         options = dict(setting.options)
+        form = options.pop("prm", "")
         if options.get("world") == "fitted":
             options["world"] = str(self.world(seed))
         needs = setting.search not in ("none", "vote", "vote-similar") and options.get("leaf") != "rollout"
@@ -221,7 +233,7 @@ class Study:
             search=setting.search,
             n=setting.n,
             depth=setting.depth,
-            prm=str(self.prm(seed)) if needs else None,
+            prm=str(self.prm(seed, form)) if needs else None,
             search_options=options or None,
         )
         begun = time.perf_counter()
