@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.logger import configure
 
 from agentprm_gym.episodes import Episode, Turn
 from algorithms.common.acting.policy import POLICY
@@ -92,7 +93,7 @@ def test_the_process_reward_model_learns_what_was_won(learner: str, tmp_path: Pa
     model: Any = IStar(
         learner,
         make_toy(),
-        **{**SMALL_ON_POLICY, "n_games": 4, "group_size": 16, "learning_rate": 1e-9},
+        **{**SMALL_ON_POLICY, "n_games": 4, "group_size": 16, "batch_size": 64, "learning_rate": 1e-9},
         implicit_learning_rate=3e-2,
         policy_kwargs={"temperature": 2.0},
     )
@@ -127,6 +128,19 @@ def test_the_process_reward_model_learns_what_was_won(learner: str, tmp_path: Pa
     again = IStar.load(tmp_path / "istar.zip")
     for key, tensor in model.lm.adapter_state(IMPLICIT).items():
         torch.testing.assert_close(again.lm.adapter_state(IMPLICIT)[key], tensor)
+
+
+def test_the_process_reward_model_moves_as_often_and_as_fast_as_the_policy(learner: str) -> None:
+    model: Any = IStar(learner, make_toy(), batch_size=4, n_epochs=2, learning_rate=2e-3)
+    assert model.implicit_updater.optimizer.param_groups[0]["lr"] == 2e-3
+    moved: list[list[int]] = []
+    model._move = lambda samples, slopes: moved.append([s.group for s in samples])
+    model.set_logger(configure(None, []))
+    model.advantages([sample("xy", float(k % 2), group=k // 2) for k in range(10)])
+    # Whole games, so that won and lost episodes of one meet: four episodes an update, and what is left.
+    assert [len(groups) for groups in moved] == [4, 4, 2] * 2
+    for once in (moved[:3], moved[3:]):
+        assert sorted(group for groups in once for group in groups) == [k // 2 for k in range(10)]
 
 
 def test_without_steps_it_is_grpo(learner: str) -> None:

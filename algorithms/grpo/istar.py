@@ -9,9 +9,10 @@ The process reward model is a second policy phi. Its reward is a log-ratio, so n
     loss      "dpo" (iStar):  -log sigmoid(beta [S(won) - S(lost)])      over won and lost episodes of one game
               "bce" (PRIME):  cross-entropy of sigmoid(beta S) to the outcome
 
-phi begins as the policy and is moved once an iteration, after the rewards were taken, so that an iteration's rewards do not
-know its own outcomes. In the first iteration they are 0. Of PRIME only the loss is here: it also estimates advantages by
-leave-one-out and filters prompts. An outcome above 0 counts as won.
+phi begins as the policy and is moved after an iteration's rewards were taken, so that they do not know its own outcomes. In the
+first iteration they are 0. It takes as many updates as the policy, of the same size: a phi that lagged behind would pay for
+going back to where the policy was. Of PRIME only the loss is here: it also estimates advantages by leave-one-out and filters
+prompts. An outcome above 0 counts as won.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class IStar(GRPO):
         step_coef: float = 1.0,
         implicit_loss: str = "dpo",
         implicit_beta: float = 0.05,
-        implicit_learning_rate: float = 3e-4,
+        implicit_learning_rate: float | None = None,
         gamma: float = 0.98,
         clip_range: float = 0.2,
         target_kl: float | None = None,
@@ -85,8 +86,8 @@ class IStar(GRPO):
             step_coef: weight of the step advantages, 0 or more; 0 is GRPO.
             implicit_loss: of the process reward model, ``"dpo"`` or ``"bce"``.
             implicit_beta: beta above, above 0; the papers' is 0.05.
-            implicit_learning_rate: step size of the process reward model's adapter, above 0. The papers' 1e-6 is for full
-                fine-tuning.
+            implicit_learning_rate: step size of the process reward model's adapter, above 0; ``None``: the policy's, as in the
+                papers.
             gamma: discount a turn, above 0 and at most 1.
             clip_range: how far from 1 a probability ratio counts, from 0 to 1.
             target_kl: an iteration's updates end where the divergence exceeds 1.5 times this; ``None``: never.
@@ -107,7 +108,9 @@ class IStar(GRPO):
         check_choice("implicit_loss", implicit_loss, LOSSES)
         self.step_coef, self.implicit_loss = check_float("step_coef", step_coef, 0.0), implicit_loss
         self.implicit_beta = check_float("implicit_beta", implicit_beta, above=0.0)
-        self.implicit_learning_rate = check_float("implicit_learning_rate", implicit_learning_rate, above=0.0)
+        if implicit_learning_rate is not None:
+            check_float("implicit_learning_rate", implicit_learning_rate, above=0.0)
+        self.implicit_learning_rate = implicit_learning_rate
         super().__init__(
             policy,
             env,
@@ -132,7 +135,9 @@ class IStar(GRPO):
             _init_setup_model=_init_setup_model,
         )
         self.implicit_updater = Updater(
-            lambda: self.lm.adapter_parameters(IMPLICIT), self.implicit_learning_rate, self.max_grad_norm
+            lambda: self.lm.adapter_parameters(IMPLICIT),
+            self.learning_rate if implicit_learning_rate is None else implicit_learning_rate,
+            self.max_grad_norm,
         )
 
     def _setup_model(self) -> None:
@@ -155,11 +160,35 @@ class IStar(GRPO):
                 n = len(sample.episode.turns)
                 sample.advantages = sample.advantages + self.step_coef * relative[start : start + n]
                 start += n
-        sums = np.array([r.sum() for r in ratios])
-        won = np.array([sum(s.rollout.rewards) > 0 for s in samples])
-        loss, slopes = implicit_loss(sums, won, [s.group for s in samples], self.implicit_beta, self.implicit_loss)
-        self.logger.record("prm/loss", loss)
-        self._move(samples, slopes)
+        self.logger.record("prm/loss", self._fit(samples, old))
+
+    def _fit(self, samples: Sequence[Sample], old: Sequence[Floats]) -> float:
+        """Move the process reward model: minibatches of whole games, as large and as often as the policy's.
+
+        Args:
+            samples: the iteration's.
+            old: log-probability of each turn's response under the policy that acted, (T,) for each sample.
+
+        Returns:
+            The mean loss of the minibatches.
+        """
+        games, rng, losses = list(by_group([s.group for s in samples]).values()), self._order(), list[float]()
+        for _ in range(self.n_epochs):
+            batch: list[int] = []
+            order = rng.permutation(len(games))
+            for place, game in enumerate(order):
+                batch += games[int(game)]
+                if len(batch) < self.batch_size and place + 1 < len(order):
+                    continue
+                some = [samples[i] for i in batch]
+                told = zip(self._log_probs(some, IMPLICIT), batch, strict=True)
+                sums = np.array([(row - old[i]).sum() for row, i in told])
+                won = np.array([sum(s.rollout.rewards) > 0 for s in some])
+                loss, slopes = implicit_loss(sums, won, [s.group for s in some], self.implicit_beta, self.implicit_loss)
+                losses.append(loss)
+                self._move(some, slopes)
+                batch = []
+        return float(np.mean(losses))
 
     @torch.no_grad()
     def _log_probs(self, samples: Sequence[Sample], adapter: str) -> list[Floats]:
