@@ -335,7 +335,7 @@ def table(rows: Sequence[dict[str, Any]], budget: int) -> Table:
     """The summary to read."""
     shown = Table(title=f"searches at about {budget} model calls a turn")
     for column in ("search", "success", "95 %", "turns", "calls/turn", "steps/turn", "true game"):
-        shown.add_column(column)
+        shown.add_column(column, no_wrap=column == "search")
     for row in rows:
         interval = f"{100 * row['low']:.0f} to {100 * row['high']:.0f}"
         numbers = (f"{100 * row['success']:.1f} %", interval, f"{row['mean_turns']:.1f}", f"{row['calls_a_turn']:.1f}")
@@ -350,7 +350,7 @@ def draw(rows: Sequence[dict[str, Any]], budget: int, path: Path) -> None:
     matplotlib.use("Agg", force=False)
     from matplotlib import pyplot as plt
 
-    chart, panel = plt.subplots(figsize=(8, 5.5), layout="constrained", dpi=130)
+    chart, panel = plt.subplots(figsize=(8, 0.3 * len(rows) + 1), layout="constrained", dpi=130)
     for privileged, label in ((False, "models alone"), (True, "looks at the true game")):
         some = [row for row in rows if row["privileged"] == privileged]
         heights = np.array([100 * row["success"] for row in some])
@@ -399,6 +399,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     console.print(table(found, args.budget))
     if not args.quick:
         date = datetime.date.today().isoformat()
+        made_by = provenance()  # before a file changes
         draw(found, args.budget, args.out.with_suffix(".png"))
         figures = {
             f"{row['name']}_{key}": row[key] for row in found for key in ("success", "low", "high", "calls_a_turn")
@@ -407,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.out,
             {
                 "name": "related_search",
-                **provenance(),
+                **made_by,
                 "date": date,
                 **whole,
                 "seeds": args.seeds,
