@@ -9,8 +9,8 @@ environment steps, all that it plays included, and the same three seeds. Every f
   without its PRM (imitation alone), without imitation (the PRM alone), with advantage-weighted regression, with best-of-4 by
   the new PRM played and imitated, and with model-predictive search distilled; Online DPO on outcomes, and on the pairs of a
   tree search;
-* by policy gradients, each against GRPO: GRPO that plays and learns at temperature 0.6 (``grpo_cool``), GiGPO, HGPO, iStar
-  with either loss, and GRPO with process rewards. A process reward model is fitted to the base's own episodes first, whose
+* by policy gradients, each against GRPO: GRPO that plays and learns at temperature 0.6 (``grpo_cool``), GRPO with 16 episodes
+  an update in place of 64, so four times as many (``grpo_16``), GiGPO, HGPO, iStar with either loss, and GRPO with process rewards. A process reward model is fitted to the base's own episodes first, whose
   steps count. It pays the advantage of the best of 4 (``grpo_pav``), or that with a weight that falls to 0
   (``grpo_pav_annealed``); or its scores are made into a credit of each turn when the episode is over (``grpo_clip_delta``,
   ``grpo_min_form``). ``grpo_preferences`` has a reward that is fitted to a judge's preferences while the policy learns; the
@@ -179,6 +179,7 @@ WAYS = [
     against_rft("online_dpo_tree", OnlineDPO, {**GRPO_SETTINGS, "tree": TREE}, privileged=True),
     against_grpo("grpo", GRPO),
     against_grpo("grpo_cool", GRPO, policy_kwargs={"temperature": 0.6}),
+    against_grpo("grpo_16", GRPO, batch_size=16),
     against_grpo("gigpo", GiGPO),
     against_grpo("hgpo", HGPO),
     against_grpo("istar", IStar, implicit_loss="dpo"),
