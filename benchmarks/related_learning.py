@@ -10,11 +10,12 @@ environment steps, all that it plays included, and the same three seeds. Every f
   the new PRM played and imitated, and with model-predictive search distilled; Online DPO on outcomes, and on the pairs of a
   tree search;
 * by policy gradients, each against GRPO: GRPO that plays and learns at temperature 0.6 (``grpo_cool``), GRPO with 16 episodes
-  an update in place of 64, so four times as many (``grpo_16``), GiGPO, HGPO, iStar with either loss, and GRPO with process rewards. A process reward model is fitted to the base's own episodes first, whose
-  steps count. It pays the advantage of the best of 4 (``grpo_pav``), or that with a weight that falls to 0
-  (``grpo_pav_annealed``); or its scores are made into a credit of each turn when the episode is over (``grpo_clip_delta``,
-  ``grpo_min_form``). ``grpo_preferences`` has a reward that is fitted to a judge's preferences while the policy learns; the
-  judge reads the commands so far, and nothing that the agent has not seen.
+  an update in place of 64, so four times as many (``grpo_16``), GiGPO, HGPO, iStar with either loss, and GRPO with process
+  rewards. A process reward model is fitted to the base's own episodes first, whose steps count. It pays the advantage of the
+  best of 4 (``grpo_pav``), or that with a weight that falls to 0 (``grpo_pav_annealed``); or its scores are made into a credit
+  of each turn when the episode is over (``grpo_clip_delta``, ``grpo_min_form``). ``grpo_preferences`` has a reward that is
+  fitted to a judge's preferences while the policy learns; the judge reads the commands so far, and nothing that the agent has
+  not seen.
 
 Steps of the true game inside a search (``agentprm_distilled``, ``online_dpo_tree``) are not counted, and so these ways stand as
 privileged. Curves are cut at the number of steps that each run has at least. ``steps_to_level``: the first evaluation with 60 %

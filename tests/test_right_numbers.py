@@ -58,7 +58,9 @@ def test_the_divergence_from_the_reference_begins_at_zero_with_dropout(gpt2: str
 
 
 def test_the_first_preference_loss_is_that_of_equal_policies_with_dropout(gpt2: str, toy: VecEnv) -> None:
-    model = make(OnlineDPO, gpt2, toy, policy_kwargs=DROPPING, n_games=8, group_size=8, batch_size=1000, margin=0.0)
+    model = make(
+        OnlineDPO, gpt2, toy, policy_kwargs=DROPPING, n_games=8, group_size=8, batch_size=1000, n_epochs=1, margin=0.0
+    )
     (row, *_) = logged(model, 8)
     assert row["train/n_pairs"] > 0
     assert row["train/loss"] == pytest.approx(math.log(2), abs=1e-6)
