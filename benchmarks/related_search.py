@@ -210,6 +210,12 @@ class Study:
                 return self.path(one, row["seed"])
         return None
 
+    def held_out(self, n_envs: int) -> tuple[Any, Sequence[int]]:
+        """Environments of the held-out games, and the games that every search plays."""
+        venv = make_eval_env(n_envs=n_envs, games="generated", split="valid_seen", max_episode_steps=30)
+        types = [g.split("-", 1)[0] for g in venv.get_attr("games", indices=[0])[0].game_ids]
+        return venv, draw_games(types, self.n_games, 0)
+
     def play(self, setting: Setting, seed: int) -> dict[str, Any]:
         """Play the games with one search; what was played before is read."""
         path = self.path(setting, seed)
@@ -224,9 +230,7 @@ class Study:
         if options.get("world") == "fitted":
             options["world"] = str(self.world(seed))
         needs = setting.search not in ("none", "vote", "vote-similar") and options.get("leaf") != "rollout"
-        venv = make_eval_env(n_envs=16, games="generated", split="valid_seen", max_episode_steps=30)
-        types = [g.split("-", 1)[0] for g in venv.get_attr("games", indices=[0])[0].game_ids]
-        games = draw_games(types, self.n_games, 0)
+        venv, games = self.held_out(n_envs=16)
         actor: Any = load_actor(
             POLICY,
             venv,
@@ -260,11 +264,10 @@ class Study:
         """
         path = self.work / f"episodes_{self.n_games}_{n}_{seed}.json"
         if not path.exists():
-            venv = make_eval_env(n_envs=64, games="generated", split="valid_seen", max_episode_steps=30)
-            types = [g.split("-", 1)[0] for g in venv.get_attr("games", indices=[0])[0].game_ids]
+            venv, drawn = self.held_out(n_envs=64)
             policy: Any = load_policy(POLICY, venv)
             prm = load_prm(self.prm(seed), policy.lm)
-            games = [game for game in draw_games(types, self.n_games, 0) for _ in range(n)]
+            games = [game for game in drawn for _ in range(n)]
             tasks = [RolloutTask({"game": int(game)}, (seed, 78, i)) for i, game in enumerate(games)]
             begun = time.perf_counter()
             played = collect(policy.actor(venv.num_envs), venv, tasks) or []
