@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from agentprm_gym.files import read_json_object
 from algorithms import GamesEvalCallback
 from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.measure.comparison import Curve, draw, finite, mean_columns
@@ -165,7 +164,6 @@ def study(
     title: str,
     settings: Mapping[str, Any],
     quick: Budget,
-    others: Mapping[str, Sequence[str]] | None = None,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Command line of a study.
@@ -178,7 +176,6 @@ def study(
         title: of the plot.
         settings: what the ways share; rows that were made with other settings are not taken from the result file.
         quick: budget of ``--quick``.
-        others: ways that stand in result files of other studies with the same settings and names, by the study's name.
         argv: words of the command line.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -197,8 +194,6 @@ def study(
     out = work / f"{name}.json" if args.quick else args.out
     said = {**settings, **vars(budget)}
     take_over(out, {"settings": said}, lambda row: work / f"{row['way']}_{row['seed']}.json")
-    for other, theirs in ({} if args.quick else others or {}).items():
-        take_rows(RESULTS / f"{other}.json", theirs, said, work)
     if not args.report:
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(args.jobs, spawn, initializer=end_with_study) as pool:
@@ -233,14 +228,3 @@ def study(
         },
     )
     console.print(f"written to {out}")
-
-
-def take_rows(result: Path, names: Sequence[str], settings: Mapping[str, Any], work: Path) -> None:
-    """Let ways of another study count as done, where it made them with the same settings."""
-    if not result.is_file():
-        return
-    theirs = read_json_object(result)["settings"]
-    mine = json.loads(json.dumps(settings))
-    if any(theirs[key] != value for key, value in mine.items() if key in theirs):
-        return
-    take_over(result, {}, lambda row: work / f"{row['way']}_{row['seed']}.json" if row["way"] in names else None)
