@@ -38,7 +38,7 @@ from benchmarks._ways import LEVEL, MAX_STEPS, Budget
 MAX_BONUS = 0.25
 SHARED: dict[str, Any] = {"learning_rate": 1e-3, "verbose": 0, "device": "cpu"}
 RFT_SETTINGS: dict[str, Any] = {"n_games": 100, "group_size": 2, "n_per_game": 1, **SHARED}
-GRPO_SETTINGS: dict[str, Any] = {"n_games": 24, "group_size": 8, **SHARED}
+GRPO_SETTINGS: dict[str, Any] = {"n_games": 24, "group_size": 8, "batch_size": 64, **SHARED}
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Settings:
     sft: tuple[str, ...] = ()
     agentprm: tuple[str, ...] = ()
     # The step size that the other algorithms have; few games an iteration, since the budget is but a few thousand episodes.
-    grpo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=16", "group_size=8")
+    grpo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=16", "group_size=8", "batch_size=64")
     # An iteration as large as AgentPRM's.
     rft: tuple[str, ...] = (
         *("learning_rate=1e-3", "n_games=200", "group_size=3", "n_per_game=2", "policy_kwargs.temperature=0.6"),
