@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import multiprocessing
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from agentprm_gym.files import read_json_object
 from algorithms import GamesEvalCallback
 from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.measure.comparison import Curve, draw, finite, mean_columns
@@ -97,7 +97,7 @@ def run(learn: Learn, way: Way, seed: int, budget: Budget, path: Path) -> None:
 
 def finished(work: Path, ways: Sequence[Way]) -> list[dict[str, Any]]:
     """Runs that are done, in the order of the ways and of the seeds."""
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in work.glob("*_[0-9]*.json")]
+    rows = [read_json_object(path) for path in work.glob("*_[0-9]*.json")]
     order = [way.name for way in ways]
     return sorted((row for row in rows if row["way"] in order), key=lambda row: (order.index(row["way"]), row["seed"]))
 
