@@ -75,7 +75,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     p = successes / n
     centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # Of none or of all the ends are 0 and 1; rounding would leave them just inside.
+    return (max(0.0, centre - half) if successes else 0.0, min(1.0, centre + half) if successes < n else 1.0)
 
 
 def rate(name: str, episodes: Sequence[Episode], max_steps: int | None = None) -> Rate:
