@@ -10,12 +10,12 @@ environment steps, all that it plays included, and the same three seeds. Every f
   the new PRM played and imitated, and with model-predictive search distilled; Online DPO on outcomes, and on the pairs of a
   tree search;
 * by policy gradients, each against GRPO, with 16 episodes an update: GRPO with 64 (``grpo_64``), so with a quarter of the
-  updates; GRPO that plays and learns at temperature 0.6 (``grpo_cool``), GiGPO, HGPO, iStar with either loss, and GRPO with
-  process rewards. A process reward model is fitted to the base's own episodes first, whose steps count. It pays the
-  advantage of the best of 4 (``grpo_pav``), or that with a weight that falls to 0 (``grpo_pav_annealed``); or its scores are
-  made into a credit of each turn when the episode is over (``grpo_clip_delta``, ``grpo_min_form``). ``grpo_preferences`` has
-  a reward that is fitted to a judge's preferences while the policy learns; the judge reads the commands so far, and nothing
-  that the agent has not seen.
+  updates; GRPO that plays and learns at temperature 0.6 (``grpo_cool``), GiGPO, HGPO, iStar with either loss, iStar that
+  does not divide its advantages by their deviations (``istar_raw``), and GRPO with process rewards. A process reward model
+  is fitted to the base's own episodes first, whose steps count. It pays the advantage of the best of 4 (``grpo_pav``), or
+  that with a weight that falls to 0 (``grpo_pav_annealed``); or its scores are made into a credit of each turn when the
+  episode is over (``grpo_clip_delta``, ``grpo_min_form``). ``grpo_preferences`` has a reward that is fitted to a judge's
+  preferences while the policy learns; the judge reads the commands so far, and nothing that the agent has not seen.
 
 Steps of the true game inside a search (``agentprm_distilled``, ``online_dpo_tree``) are not counted, and so these ways stand as
 privileged. Curves are cut at the number of steps that each run has at least. ``steps_to_level``: the first evaluation with 60 %
@@ -187,6 +187,7 @@ WAYS = [
     against_grpo("gigpo", GiGPO),
     against_grpo("hgpo", HGPO),
     against_grpo("istar", IStar, implicit_loss="dpo"),
+    against_grpo("istar_raw", IStar, normalize="none"),
     against_grpo("istar_bce", IStar, implicit_loss="bce"),
     against_grpo("grpo_pav", GRPO, "advantage"),
     against_grpo("grpo_pav_annealed", GRPO, "annealed"),
