@@ -18,9 +18,10 @@ from rich.table import Table
 
 from agentprm_gym.files import read_json_object
 from algorithms import GamesEvalCallback
+from algorithms.cli.environments import drawn_games
 from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.measure.comparison import Curve, draw, finite, mean_columns
-from algorithms.common.measure.evaluation import draw_games, make_eval_env
+from algorithms.common.measure.evaluation import make_eval_env
 from benchmarks._parts import end_with_study, take_over
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,8 +66,7 @@ class Budget:
 def evaluation(budget: Budget) -> GamesEvalCallback:
     """What measures a run while it learns: fixed ``valid_seen`` games, sampled at temperature 1."""
     env = make_eval_env(n_envs=64, games="generated", split="valid_seen", max_episode_steps=MAX_STEPS)
-    types = [g.split("-", 1)[0] for g in env.get_attr("games", indices=[0])[0].game_ids]
-    return GamesEvalCallback(env, games=draw_games(types, budget.games, 0), every=budget.every, temperature=1.0)
+    return GamesEvalCallback(env, games=drawn_games(env, budget.games, 0), every=budget.every, temperature=1.0)
 
 
 #: Lets a way learn with a seed and a callback that measures; returns the environment steps that it spent before that was asked.

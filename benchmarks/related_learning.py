@@ -179,7 +179,7 @@ WAYS = [
     improving("agentprm_awr", objective="awr"),
     improving("agentprm_searched", n_searched=35, search_best_of=BEST_OF),
     improving("agentprm_distilled", True, n_searched=20, searched_by="predictive"),
-    against_rft("online_dpo", OnlineDPO, {**GRPO_SETTINGS}),
+    against_rft("online_dpo", OnlineDPO, GRPO_SETTINGS),
     against_rft("online_dpo_tree", OnlineDPO, {**GRPO_SETTINGS, "tree": TREE}, privileged=True),
     against_grpo("grpo", GRPO),
     against_grpo("grpo_cool", GRPO, policy_kwargs={"temperature": 0.6}),

@@ -36,12 +36,13 @@ from rich.table import Table
 
 from agentprm_gym.files import read_json_object, write_whole
 from agentprm_gym.prm import load_prm
+from algorithms.cli.environments import drawn_games
 from algorithms.cli.main import main as agentprm
 from algorithms.cli.output import PlainConsole, provenance, write_json
 from algorithms.common.acting.planning.situations import MODELS, model_calls
 from algorithms.common.acting.planning.world_model import WorldModel, transitions
 from algorithms.common.acting.rollouts import RolloutTask, collect
-from algorithms.common.measure.evaluation import draw_games, evaluate, make_eval_env, wilson
+from algorithms.common.measure.evaluation import evaluate, make_eval_env, wilson
 from algorithms.common.shell.load import load_actor, load_policy
 from benchmarks._parts import take_over
 from benchmarks._searches import EPISODE_VALUES, EPISODES, Setting, settings
@@ -122,8 +123,7 @@ class Study:
     def held_out(self, n_envs: int) -> tuple[Any, Sequence[int]]:
         """Environments of the held-out games, and the games that every search plays."""
         venv = make_eval_env(n_envs=n_envs, games="generated", split="valid_seen", max_episode_steps=30)
-        types = [g.split("-", 1)[0] for g in venv.get_attr("games", indices=[0])[0].game_ids]
-        return venv, draw_games(types, self.n_games, 0)
+        return venv, drawn_games(venv, self.n_games, 0)
 
     def play(self, setting: Setting, seed: int) -> dict[str, Any]:
         """Play the games with one search; what was played before is read."""

@@ -53,6 +53,7 @@ class Budget:
     # Iterations three times as large as they are by default, which was the default when the table was made.
     agentprm: tuple[str, ...] = ("rollout.n_games=200", "rollout.n_branch_states=100")
     inverseprm: tuple[str, ...] = ("rollout.n_repeats=10", "rollout.n_other_games=200")
+    # 64 episodes an update were the default, too.
     grouped: tuple[str, ...] = ("learning_rate=1e-3", "n_games=32", "group_size=8", "batch_size=64")
     ppo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=256")
     agentprm_iterations: int = 3
