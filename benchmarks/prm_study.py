@@ -1,7 +1,7 @@
 """PRM study: what process rewards add to demonstrations, ``python -m benchmarks.prm_study [--quick] [--starts 0 10 100]``.
 
 Three starts, the bundled model as it is, and SFT on 10 and on 100 demonstrations of the searching expert, and three seeds of
-each. From a start: three iterations of AgentPRM; with as many environment steps (what AgentPRM played to choose its best
+each. From a start: six iterations of AgentPRM; with as many environment steps (what AgentPRM played to choose its best
 iteration included) RFT, which imitates what it won and has no PRM, and GRPO on outcomes; GRPO for as many minutes; and two
 iterations of InversePRM on the demonstrations that the start was cloned from, if any. AgentPRM and InversePRM have their
 default settings, but for the number of episodes of InversePRM from 10 demonstrations. Every policy plays every ``valid_seen``
@@ -136,12 +136,12 @@ MAIN_START = 100
 GOALS = {
     "best_of_8_gain": ("best_of_8_sft", "sft_greedy"),
     "best_of_16_over_8": ("best_of_16_sft", "best_of_8_sft"),
-    "agentprm_gain": ("agentprm_3_greedy", "sft_greedy"),
-    "agentprm_gain_sampled": ("agentprm_3", "sft"),
-    "over_rft_rollouts": ("agentprm_3_greedy", "rft_greedy"),
-    "over_grpo_rollouts": ("agentprm_3_greedy", "grpo_greedy"),
-    "over_grpo_minutes": ("agentprm_3_greedy", "grpo_minutes_greedy"),
-    "best_of_8_on_top": ("best_of_8_iteration_3", "agentprm_3_greedy"),
+    "agentprm_gain": ("agentprm_6_greedy", "sft_greedy"),
+    "agentprm_gain_sampled": ("agentprm_6", "sft"),
+    "over_rft_rollouts": ("agentprm_6_greedy", "rft_greedy"),
+    "over_grpo_rollouts": ("agentprm_6_greedy", "grpo_greedy"),
+    "over_grpo_minutes": ("agentprm_6_greedy", "grpo_minutes_greedy"),
+    "best_of_8_on_top": ("best_of_8_iteration_6", "agentprm_6_greedy"),
     "inverse_gain": ("inverseprm_2_greedy", "sft_greedy"),
 }
 

@@ -39,46 +39,33 @@ class Settings:
     epochs: int = 8
     sft: tuple[str, ...] = ()
     agentprm: tuple[str, ...] = ()
-    # The step size that the other algorithms have; few games an iteration, since the budget is but a few thousand episodes.
-    grpo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=16", "group_size=8", "batch_size=64")
+    # The step size that the other algorithms have.
+    grpo: tuple[str, ...] = ("learning_rate=1e-3",)
     # An iteration as large as AgentPRM's.
     rft: tuple[str, ...] = (
-        *("learning_rate=1e-3", "n_games=200", "group_size=3", "n_per_game=2", "policy_kwargs.temperature=0.6"),
+        *("learning_rate=1e-3", "n_games=70", "group_size=3", "n_per_game=2", "policy_kwargs.temperature=0.6"),
     )
     inverseprm: tuple[str, ...] = ()
-    agentprm_iterations: int = 3
+    agentprm_iterations: int = 6
     inverseprm_iterations: int = 2
     wide_iterations: int = 2
     gail_iterations: int = 1
     implicit: bool = True
-    n_envs: int = 128
+    n_envs: int = 192
 
 
-#: Sizes of an iteration that were AgentPRM's default when the study was begun.
-OF_200 = ("rollout.n_games=200", "rollout.n_branch_states=100")
-
-#: Number of demonstrations of a start, and what is done with it and from it; InversePRM has its defaults.
+#: Number of demonstrations of a start, and what is done with it and from it; AgentPRM and InversePRM have their defaults.
 STARTS: dict[int, Settings] = {
     # The bundled model as it is: InversePRM has nothing to learn from.
-    0: Settings(agentprm=OF_200, inverseprm_iterations=0, wide_iterations=0, gail_iterations=0, implicit=False),
+    0: Settings(inverseprm_iterations=0, wide_iterations=0, gail_iterations=0, implicit=False),
     # InversePRM has a few hundred episodes to learn from, though there are but ten games of demonstrations.
     10: Settings(
-        agentprm=OF_200,
         inverseprm=("rollout.n_repeats=10", "rollout.n_other_games=200"),
         wide_iterations=0,
         gail_iterations=0,
         implicit=False,
     ),
-    # Measured with iterations three times as large, which were AgentPRM's default before.
-    100: Settings(
-        agentprm=(
-            *("rollout.n_games=600", "rollout.n_trunks=200", "rollout.n_branch_states=250", "improve.n_updates=80"),
-        ),
-        rft=("learning_rate=1e-3", "n_games=600", "group_size=3", "n_per_game=2", "policy_kwargs.temperature=0.6"),
-        wide_iterations=0,
-        gail_iterations=0,
-        implicit=False,
-    ),
+    100: Settings(wide_iterations=0, gail_iterations=0, implicit=False),
 }
 #: What makes a one-step discriminator of InversePRM's Q, beside its other arguments.
 GAIL = ("gamma=0",)
@@ -109,16 +96,16 @@ BEST_OF = (1, 4, 8, 16)
 #: What a nat of the policy's log-probability counts where a PRM chooses; tuned on ``valid_seen``.
 WEIGHT = 0.05
 #: Which policies choose among their draws, with the PRM of which save, and with which weight of the policy. "agentprm_2" with
-#: "agentprm_2" is the PRM that the policy was improved against; with "agentprm_3" it would be one fitted to this policy's own
+#: "agentprm_2" is the PRM that the policy was improved against; with "agentprm_6" it would be one fitted to this policy's own
 #: rollouts, as "sft" has it.
 BEST_OF_LINES: dict[str, tuple[str, str, float]] = {
     "sft_prm_alone": ("sft", "agentprm_1", 0.0),
     "sft": ("sft", "agentprm_1", WEIGHT),
-    "iteration_3": ("agentprm_3", "agentprm_3", WEIGHT),
+    "iteration_6": ("agentprm_6", "agentprm_6", WEIGHT),
 }
 #: Policies that also play greedily, and on ``valid_unseen``. "agentprm_kept" is the iteration that AgentPRM itself chose.
-GREEDY = ("sft", "agentprm_3", "agentprm_kept", "rft", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
-UNSEEN = ("sft", "agentprm_3", "agentprm_kept", "rft", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
+GREEDY = ("sft", "agentprm_6", "agentprm_kept", "rft", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
+UNSEEN = ("sft", "agentprm_6", "agentprm_kept", "rft", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
 
 #: What is trained from a start, the later of what the earlier took; those of a stage side by side.
 STAGES = (("sft",), ("agentprm", "inverseprm", "wide", "gail"), ("rft", "grpo", "grpo_minutes", "implicit"))

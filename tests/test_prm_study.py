@@ -52,7 +52,7 @@ def test_conditions_have_names_of_their_own_and_stay_within_the_iterations() -> 
     assert len(set(names)) == len(names)
     assert names[:6] == ["sft", "agentprm_1", "agentprm_2", "agentprm_kept", "rft", "grpo"]
     assert {"best_of_4_sft", "best_of_4_sft_prm_alone", "sft_greedy", "grpo_unseen"} <= set(names)
-    assert not {"agentprm_3", "inverseprm_2_greedy", "best_of_4_iteration_3", "best_of_1_sft"} & set(names)
+    assert not {"agentprm_6", "inverseprm_2_greedy", "best_of_4_iteration_6", "best_of_1_sft"} & set(names)
 
 
 def test_parts_are_those_that_the_policies_need() -> None:
@@ -75,19 +75,19 @@ def test_figures_are_means_and_paired_differences(study: Study) -> None:
         assert figures[f"{figure}_half_interval"] == pytest.approx(12.706 * abs(at) / 200)
 
     check("sft20_agentprm_2_success", 20, "agentprm_2")
-    check("sft50_agentprm_3_success", 50, "agentprm_3")
-    check("sft50_agentprm_3_minus_sft", 50, "agentprm_3", "sft")
-    check("sft50_agentprm_3_minus_grpo", 50, "agentprm_3", "grpo")
+    check("sft50_agentprm_6_success", 50, "agentprm_6")
+    check("sft50_agentprm_6_minus_sft", 50, "agentprm_6", "sft")
+    check("sft50_agentprm_6_minus_grpo", 50, "agentprm_6", "grpo")
     check("sft50_agentprm_kept_greedy_minus_grpo_minutes", 50, "agentprm_kept_greedy", "grpo_minutes_greedy")
     check("sft50_inverseprm_2_minus_sft", 50, "inverseprm_2", "sft")
     check("sft50_wide_2_minus_inverseprm_2", 50, "wide_2", "inverseprm_2")
     check("sft50_inverseprm_2_unseen_minus_sft", 50, "inverseprm_2_unseen", "sft_unseen")
-    check("sft50_best_of_4_iteration_3", 50, "best_of_4_iteration_3")
-    check("sft50_best_of_1_iteration_3", 50, "agentprm_3")
-    check("sft50_agentprm_3_greedy_minus_rft", 50, "agentprm_3_greedy", "rft_greedy")
+    check("sft50_best_of_4_iteration_6", 50, "best_of_4_iteration_6")
+    check("sft50_best_of_1_iteration_6", 50, "agentprm_6")
+    check("sft50_agentprm_6_greedy_minus_rft", 50, "agentprm_6_greedy", "rft_greedy")
     check("sft50_best_of_4_sft_minus_best_of_1", 50, "best_of_4_sft", "sft")
-    check("sft50_best_of_4_iteration_3_minus_greedy", 50, "best_of_4_iteration_3", "agentprm_3_greedy")
-    check("sft50_best_of_4_iteration_3_minus_sft_greedy", 50, "best_of_4_iteration_3", "sft_greedy")
+    check("sft50_best_of_4_iteration_6_minus_greedy", 50, "best_of_4_iteration_6", "agentprm_6_greedy")
+    check("sft50_best_of_4_iteration_6_minus_sft_greedy", 50, "best_of_4_iteration_6", "sft_greedy")
     assert "sft50_agentprm_1_greedy_minus_sft" not in figures  # its greedy play is not measured
     assert figures["sft20_grpo_mean_steps"] == 10
     assert all(isinstance(value, float) for value in figures.values())
@@ -101,7 +101,7 @@ def test_goals_are_points_with_the_lower_end_of_their_interval(study: Study) -> 
     rows = seed_rows(study, SEEDS)
     found = goals(rows, study, pairs_of(study))
     names = [c.name for c in conditions(STARTS[50], BEST_OF)]
-    at = names.index("agentprm_3_greedy") - names.index("sft_greedy")
+    at = names.index("agentprm_6_greedy") - names.index("sft_greedy")
     assert found["sft50_agentprm_gain"] == pytest.approx(1.5 * at)
     assert found["sft50_agentprm_gain_low"] == pytest.approx(1.5 * at - 12.706 * at / 2, rel=1e-4)
     assert found["sft50_pair_gain"] == pytest.approx(1.0)  # 0 and 2 points
@@ -176,7 +176,7 @@ def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.
         table.show(console)
     said = capsys.readouterr().out
     assert "InversePRM, iteration 1" in said and "PRM of iteration 1" in said and "GRPO, equal minutes" in said
-    assert [len(table.rows) for table in shown] == [12, 2, 1, 14, 3]
+    assert [len(table.rows) for table in shown] == [12, 2, 1, 17, 3]
     written = shown[0].markdown().splitlines()
     assert written[2].startswith("| policy | success % |") and written[2].count("|") == written[3].count("|")
     assert written[4].startswith("| SFT | 0.0 ± 0.0 |") and "| grpo | 1,234 | 5.0 |" in shown[2].markdown()
