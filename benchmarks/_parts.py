@@ -70,7 +70,7 @@ class Parts:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(n_workers, context, initializer=_be_agentprm)
 
-    def run(self, out: Path, done: str, *args: object) -> None:
+    def run(self, out: Path, done: str, *args: object, module: str | None = None) -> None:
         """Run ``agentprm ... --out OUT`` in another process, on one core, unless that is done.
 
         What is asked for is left in ``OUT/asked.json``, with a hash of each model that goes in: what is done with other
@@ -80,6 +80,7 @@ class Parts:
             out: the part's folder.
             done: the file in it that is there when the part is done.
             args: the command line; a ``Path`` is a file that goes in.
+            module: one that is run in the place of ``agentprm``, in a process of its own and without the shared words.
 
         Raises:
             RuntimeError: with what it said, if it failed; or if it was done with other settings.
@@ -99,7 +100,7 @@ class Parts:
                 )
                 raise RuntimeError(f"{out} {what}\nDelete it to make it again, or choose another --runs.")
             return
-        words_of: list[object] = [*args, *self.shared, "--out", out]
+        words_of: list[object] = [*args, *(() if module else self.shared), "--out", out]
         for verb, begun in (("train", state_path(out)), ("eval", out / UNFINISHED)):
             if begun.exists():
                 if json.loads(record.read_text()) != asked:
@@ -108,8 +109,8 @@ class Parts:
                     )
                 words_of = [verb, "--resume", out]
         write_json(record, asked)
-        command = [sys.executable, "-m", "algorithms.cli.main", *map(str, words_of)]
-        if self._pool is None:
+        command = [sys.executable, "-m", module or "algorithms.cli.main", *map(str, words_of)]
+        if self._pool is None or module:
             ended = subprocess.run(command, capture_output=True, text=True)
             status, said = ended.returncode, f"{ended.stdout}{ended.stderr}"
         else:

@@ -7,7 +7,8 @@ iterations of InversePRM on the demonstrations that the start was cloned from, i
 default settings, but for the number of episodes of InversePRM from 10 demonstrations. Every policy plays every ``valid_seen``
 game once, sampled at temperature 1, some of them greedily and on ``valid_unseen``, too. Then best-of-N: with the policy and
 the PRM of the last iteration, and with the start's policy and the PRM that was fitted to its rollouts, which is a process
-reward model against which nothing was trained yet; with this one also without the policy's log-probability.
+reward model against which nothing was trained yet; with this one also without the policy's log-probability. In the place of a
+process reward model the searching expert chooses among the same draws: what an ideal judge would win.
 
 Each part is a run of ``agentprm`` on one core, in a folder of its own below ``RUNS/sft<n>/seed_<k>``. What is finished is taken
 as it is and what was cut off is resumed, so an interrupted study goes on; a part that was made with other settings, or of
@@ -135,6 +136,7 @@ MAIN_START = 100
 #: Goals by the name of their figure: what is compared with what, seed by seed, in points.
 GOALS = {
     "best_of_8_gain": ("best_of_8_sft", "sft_greedy"),
+    "best_of_8_expert_gain": ("best_of_8_sft_expert", "sft_greedy"),
     "best_of_16_over_8": ("best_of_16_sft", "best_of_8_sft"),
     "agentprm_gain": ("agentprm_6_greedy", "sft_greedy"),
     "agentprm_gain_sampled": ("agentprm_6", "sft"),

@@ -95,6 +95,8 @@ QUICK_START, QUICK_GAMES = 20, 12
 BEST_OF = (1, 4, 8, 16)
 #: What a nat of the policy's log-probability counts where a PRM chooses; tuned on ``valid_seen``.
 WEIGHT = 0.05
+#: In the place of a save: the searching expert chooses among the draws, see :mod:`benchmarks._expert_choice`.
+EXPERT = "expert"
 #: Which policies choose among their draws, with the PRM of which save, and with which weight of the policy. "agentprm_2" with
 #: "agentprm_2" is the PRM that the policy was improved against; with "agentprm_6" it would be one fitted to this policy's own
 #: rollouts, as "sft" has it.
@@ -102,6 +104,7 @@ BEST_OF_LINES: dict[str, tuple[str, str, float]] = {
     "sft_prm_alone": ("sft", "agentprm_1", 0.0),
     "sft": ("sft", "agentprm_1", WEIGHT),
     "iteration_6": ("agentprm_6", "agentprm_6", WEIGHT),
+    "sft_expert": ("sft", EXPERT, 0.0),
 }
 #: Policies that also play greedily, and on ``valid_unseen``. "agentprm_kept" is the iteration that AgentPRM itself chose.
 GREEDY = ("sft", "agentprm_6", "agentprm_kept", "rft", "grpo", "grpo_minutes", "inverseprm_2", "wide_2")
@@ -194,7 +197,7 @@ def conditions(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[Con
 def lines(settings: Settings) -> dict[str, tuple[str, str, float]]:
     """Those of :data:`BEST_OF_LINES` whose models there are."""
     names = policies(settings)
-    return {line: how for line, how in BEST_OF_LINES.items() if set(how[:2]) <= set(names)}
+    return {line: how for line, how in BEST_OF_LINES.items() if set(how[:2]) <= {*names, EXPERT}}
 
 
 def start_title(start: int) -> str:
@@ -212,6 +215,8 @@ def policy_title(policy: str, start: int) -> str:
 
 def pair_title(start: int, policy: str, prm: str, weight: float) -> str:
     """A policy, the PRM that chooses for it, and what the policy's own opinion counts, for people."""
+    if prm == EXPERT:
+        return f"{policy_title(policy, start)}, the searching expert"
     which = "its PRM" if policy == prm else f"PRM of iteration {prm.rpartition('_')[2]}"
     return f"{policy_title(policy, start)}, {which}" + (f" + {weight:g} log pi" if weight else " alone")
 
@@ -297,15 +302,20 @@ class Study(Parts):
 
     def evaluate(self, start: int, seed: int, condition: Condition) -> None:
         """Let a policy play every game of a split once."""
-        args: list[object] = [self.model(start, seed, condition.policy), "--split", condition.split]
+        policy, out = self.model(start, seed, condition.policy), self.evaluation(start, seed, condition)
+        last: list[object] = [] if self.max_games is None else ["--max-games", self.max_games]
+        last += ["--seed", seed]
+        if condition.prm == EXPERT:
+            words = ["--policy", policy, "--n", condition.best_of]
+            self.run(out, "result.json", *words, *last, module="benchmarks._expert_choice")
+            return
+        args: list[object] = [policy, "--split", condition.split]
         if condition.greedy:
             args += ["--temperature", 0]
         if condition.prm is not None:
             args += ["--best-of", condition.best_of, "--prm", self.model(start, seed, condition.prm)]
             args += ["--policy-weight", condition.weight]
-        if self.max_games is not None:
-            args += ["--max-games", self.max_games]
-        self.run(self.evaluation(start, seed, condition), "result.json", "eval", *args, "--seed", seed)
+        self.run(out, "result.json", "eval", *args, *last)
 
     def rank(self, start: int, seed: int) -> None:
         """Measure how the PRM fitted to the start's rollouts orders the commands of a state, and how the start itself does."""

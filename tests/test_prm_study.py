@@ -15,7 +15,7 @@ from rich.console import Console
 
 from algorithms import SFT
 from algorithms.common.measure.evaluation import make_eval_env
-from benchmarks import _parts, prm_study, prm_study_parts
+from benchmarks import _expert_choice, _parts, prm_study, prm_study_parts
 from benchmarks.prm_study import Measured, differences, figures_of, goals, measured_before, seed_rows
 from benchmarks.prm_study_parts import PARTS, Condition, Settings, Study, conditions, parts_of
 
@@ -176,7 +176,7 @@ def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.
         table.show(console)
     said = capsys.readouterr().out
     assert "InversePRM, iteration 1" in said and "PRM of iteration 1" in said and "GRPO, equal minutes" in said
-    assert [len(table.rows) for table in shown] == [12, 2, 1, 17, 3]
+    assert [len(table.rows) for table in shown] == [12, 3, 1, 17, 4]
     written = shown[0].markdown().splitlines()
     assert written[2].startswith("| policy | success % |") and written[2].count("|") == written[3].count("|")
     assert written[4].startswith("| SFT | 0.0 ± 0.0 |") and "| grpo | 1,234 | 5.0 |" in shown[2].markdown()
@@ -221,6 +221,17 @@ def test_what_is_done_is_taken_and_with_other_settings_refused(tmp_path: Path, m
     model.write_text("another one")
     with pytest.raises(RuntimeError, match="is of older models"):
         study.train(20, 0, "inverseprm")
+
+
+def test_an_ideal_judge_wins_what_one_draw_loses(tmp_path: Path) -> None:
+    words = ["--policy", "tiny", "--max-games", "6", "--seed", "0"]
+    won = {}
+    for n in (1, 16):
+        _expert_choice.main([*words, "--n", str(n), "--out", str(tmp_path / str(n))])
+        row = _parts.read_row(tmp_path / str(n))
+        assert row["n"] == 6
+        won[n] = row["success"]
+    assert won[1] < won[16] == 1.0
 
 
 def test_what_failed_says_what_it_said(tmp_path: Path) -> None:
