@@ -32,6 +32,7 @@ from agentprm_gym.llm.scoring import Responder
 from agentprm_gym.llm.tiny.pretrain import TYPES_FILE
 from agentprm_gym.llm.tiny.tokenizer import build_tokenizer
 from agentprm_gym.llm.transcripts import encode_turns
+from agentprm_gym.prm.heads import LogProbHead
 from agentprm_gym.prm.model import ProcessRewardModel
 from algorithms.common.acting.actors import PolicyActor, Request
 
@@ -173,6 +174,13 @@ def save_special(folder: Path, kind: str) -> str:
         )
     kinds = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 24, "head_dim": 8}
     return save_architecture(folder, "gemma3_text", **kinds, **long)
+
+
+def weigh_repeats(prm: ProcessRewardModel) -> None:
+    """Let a process reward model of form ``"log_prob"`` have an opinion on commands that were executed before."""
+    if isinstance(prm.head, LogProbHead):
+        with torch.no_grad():
+            prm.head.repeats.copy_(torch.tensor([-0.6, 0.9, -1.7]))
 
 
 def randomise(lm: LanguageModel, adapter: str, scale: float = 0.05, seed: int = 0) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from stable_baselines3.common.logger import configure
@@ -20,9 +21,10 @@ from agentprm_gym.prm.model import FORMS
 from agentprm_gym.prm.running import RunningScores
 from algorithms import AgentPRM, InversePRM
 from algorithms.agent_prm.fit import FitStage
+from algorithms.agent_prm.targets import QTable, label_episodes
 from algorithms.common.prm.guard import Guard
 from tests.algorithm_helpers import SMALL_AGENT_PRM, make_toy, merged
-from tests.llm_helpers import make_episodes, randomise
+from tests.llm_helpers import make_episodes, randomise, weigh_repeats
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,11 @@ def test_all_commands_score_as_each_alone(learner: str, form: str) -> None:
     randomise(prm.lm, "prm", scale=0.2)
     with torch.no_grad():
         prm.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    weigh_repeats(prm)
     episodes = make_episodes(3)
+    episodes[2].turns[2].command = episodes[2].turns[1].command = (
+        episodes[2].turns[0].command
+    )  # repeated, and in the trunk
     episodes[0].turns[0].command = "dance"
     turns = [[0], [1, 0], list(range(len(episodes[2].turns)))]
     for e, which, rows in zip(episodes, turns, prm.score_all(episodes, turns), strict=True):
@@ -119,6 +125,50 @@ def test_v_moves_all_commands_alike(prm: ProcessRewardModel) -> None:
         ((after,),) = prm.logits(items)
         prm.head.bias -= 1.0
     assert (after - before).tolist() == pytest.approx([1.0] * len(before), abs=1e-5)
+
+
+def test_a_command_is_worth_more_or_less_where_it_was_executed_before(prm: ProcessRewardModel) -> None:
+    """Once, twice, and three times or more; at the turn itself and by the same model without an opinion on repeats."""
+    turns = [Turn(feedback="Nothing happens.", admissible_commands=["look", "inventory"], command="look")] * 5
+    items = [("put a mug in fridge", turns, [(t, ["inventory", "look"]) for t in range(5)])]
+    with torch.no_grad(), prm.lm.active(prm.adapter):
+        (before,) = prm.logits(items)
+        weigh_repeats(prm)
+        (after,) = prm.logits(items)
+        r = prm.head.repeats.clone()
+        prm.head.repeats.zero_()
+    for n, (old, new) in enumerate(zip(before, after, strict=True)):
+        expected = 0.0 if n == 0 else float(r[min(n, 3) - 1])
+        assert (new - old).tolist() == pytest.approx([0.0, expected], abs=1e-5)
+
+
+def test_a_save_from_before_repeats_were_counted_says_nothing_of_them(learner: str) -> None:
+    prm = ProcessRewardModel(LanguageModel.load(learner), form="log_prob")
+    weigh_repeats(prm)
+    heads = prm.heads_state()
+    del heads["prm"]["repeats"]
+    prm.load_heads_state(heads)
+    assert prm.head.repeats.tolist() == [0.0, 0.0, 0.0]
+    assert "repeats" not in heads["prm"]  # what was given stays as it is
+
+
+def test_the_fit_learns_that_going_in_circles_does_not_win(learner: str) -> None:
+    """Half of the players look again and again and lose, the others win at their second turn."""
+
+    def played(commands: list[str], won: bool) -> Episode:
+        turns = [
+            Turn(feedback="You see a mug 1.", admissible_commands=["look", "inventory"], command=c) for c in commands
+        ]
+        turns[-1].reward = float(won)
+        return replace(make_episodes(1)[0], turns=turns, success=won)
+
+    prm = ProcessRewardModel(LanguageModel.load(learner), form="log_prob")
+    episodes = [played(["look", "inventory"], True), played(["look"] * 6, False)] * 8
+    table = QTable(0.95)
+    table.add(episodes)
+    rng = np.random.default_rng(0)
+    FitStage(batch_size=2, n_epochs=8)(prm, label_episodes(episodes, table) * 8, micro_batch_size=2, rng=rng)
+    assert all(r < -0.5 for r in prm.head.repeats.tolist())
 
 
 def test_what_is_not_admissible_ranks_below_what_is(prm: ProcessRewardModel) -> None:

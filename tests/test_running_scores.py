@@ -28,7 +28,7 @@ from algorithms.common.acting.actors import Answer
 from algorithms.common.acting.rollouts import RolloutTask, collect
 from algorithms.common.measure.evaluation import make_eval_env
 from tests.algorithm_helpers import make_alfworld, make_model, make_toy
-from tests.llm_helpers import make_episodes, randomise
+from tests.llm_helpers import make_episodes, randomise, weigh_repeats
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -38,6 +38,7 @@ def prm(request: pytest.FixtureRequest) -> ProcessRewardModel:
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         model.head.weight.copy_(torch.randn(model.head.weight.shape, generator=generator) * 0.05)
+    weigh_repeats(model)
     return model
 
 

@@ -21,7 +21,7 @@ from algorithms.common.acting.rollouts import RolloutTask, collect, stream
 from algorithms.common.acting.search import BestOfNActor, LookAheadActor, PRMGreedyActor, VoteActor
 from algorithms.common.measure.evaluation import evaluate
 from algorithms.common.shell.load import load_actor
-from tests.llm_helpers import randomise, save_random_model
+from tests.llm_helpers import randomise, save_random_model, weigh_repeats
 
 N_ENVS = 3
 
@@ -50,6 +50,7 @@ def prm(policy: LLMPolicy, request: pytest.FixtureRequest) -> ProcessRewardModel
     randomise(policy.lm, "prm", scale=0.1, seed=1)
     with torch.no_grad():
         prm.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    weigh_repeats(prm)
     return prm
 
 
@@ -81,6 +82,7 @@ def test_best_of_n_weighs_draws_and_executes_the_best(
     randomise(policy.lm, "prm", scale=0.1)
     with torch.no_grad():
         judge.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    weigh_repeats(judge)
     episodes = evaluate(BestOfNActor(policy.actor(N_ENVS), judge, N_ENVS, 5), household, games=range(3))
     assert max(len(turn.candidates or []) for e in episodes for turn in e.turns) > 2
     if not reason:
@@ -104,6 +106,7 @@ def test_the_policy_weight_pulls_the_choice_towards_what_the_policy_finds_likely
     randomise(policy.lm, "prm", scale=0.1)
     with torch.no_grad():
         judge.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    weigh_repeats(judge)
     for weight in (0.03, 1e6):
         actor = BestOfNActor(policy.actor(N_ENVS), judge, N_ENVS, 6, policy_weight=weight)
         turns = [t for e in evaluate(actor, household, games=range(3)) for t in e.turns]
@@ -123,6 +126,7 @@ def test_long_transcripts_are_shortened_as_where_the_model_is_fitted(prm: Proces
     randomise(judge.lm, "prm", scale=0.1)
     with torch.no_grad():
         judge.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    weigh_repeats(judge)
     (episode,) = evaluate(PRMGreedyActor(judge, 1), venv(1, max_episode_steps=30), games=[0])
     assert len(judge.encode(episode.task, episode.turns)) > 1
     check_scores(judge, [episode])

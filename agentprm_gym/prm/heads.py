@@ -7,6 +7,10 @@
   learnt. So the commands of one state are ranked by what the base model was trained for, and an adapter that begins as the
   policy's begins with the policy's own ranking. With maximum-entropy policies the two sides are equal (Haarnoja et al., arXiv
   1702.08165). With ``p`` over a reference it is the implicit process reward of Yuan et al., arXiv 2412.01981.
+
+  To this is added ``r[n]``, learnt too, where the command was executed ``n`` times before in the episode; ``r[0]`` is 0 and
+  three times stands for more. A small model does not count what a long transcript repeats, and a choice among draws that does
+  not know where the agent has been goes in circles.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +31,11 @@ from agentprm_gym.prm.tree import Place
 FORMS = ("scalar", "log_prob")
 #: Value of alpha in the beginning, and the log-probability that stands for a command that is not admissible, in nats.
 _ALPHA, _INADMISSIBLE = 0.25, -12.0
+#: Repeats of a command that are told apart, the last of them with all that are more.
+N_REPEATS = 3
+#: Step size of ``r`` in multiples of the model's: an optimizer like Adam moves a parameter by about its step size an update,
+#: and these are logits, which have some dozen updates.
+REPEATS_RATE = 1000.0
 #: Name of a head that version 0.1 saved beside the model where a value was learnt, too.
 _OLD_VALUE_HEAD = "prm_value"
 
@@ -81,6 +91,7 @@ class LogProbHead(nn.Linear):
 
     Attributes:
         log_alpha: the weight's logarithm, a scalar.
+        repeats: (N_REPEATS,) what is added for a command that was executed once, twice, ... before.
     """
 
     form = "log_prob"
@@ -93,13 +104,15 @@ class LogProbHead(nn.Linear):
         """
         super().__init__(hidden_size, 1)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(_ALPHA)))
+        self.repeats = nn.Parameter(torch.zeros(N_REPEATS))
         self._branches = lru_cache(4096)(_branches)
 
     def reset(self) -> None:
-        """Start again with a ``v`` of 0 everywhere and the first alpha."""
+        """Start again with a ``v`` of 0 everywhere, the first alpha, and nothing for repeats."""
         with torch.no_grad():
             self.weight.zero_()
             self.bias.zero_()
+            self.repeats.zero_()
             self.log_alpha.fill_(math.log(_ALPHA))
 
     def rows(self, places: Sequence[tuple[int, Place]], n_trees: int) -> list[set[int]]:
@@ -110,7 +123,25 @@ class LogProbHead(nn.Linear):
         """Logits of responses; arguments as for :meth:`ScalarHead.read`."""
         index = torch.tensor([p.prompt for p in places], device=hidden.device)
         values: torch.Tensor = self(hidden[index].float()).squeeze(-1)  # (N,)
-        return values + self.log_alpha.exp() * self._log_probs(lm, hidden, places)
+        return (
+            values
+            + self.log_alpha.exp() * self._log_probs(lm, hidden, places)
+            + self.of_repeats([p.repeats for p in places])
+        )
+
+    def of_repeats(self, repeats: Sequence[int]) -> torch.Tensor:
+        """What repeats add to the logits of N commands, (N,).
+
+        Args:
+            repeats: how often each was executed before in the episode.
+        """
+        table = torch.cat([self.repeats.new_zeros(1), self.repeats])  # (1 + N_REPEATS,)
+        return table[torch.tensor([min(n, N_REPEATS) for n in repeats], device=table.device)]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Heads that were saved before repeats were counted add nothing for them."""
+        state_dict.setdefault(f"{prefix}repeats", torch.zeros(N_REPEATS))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _log_probs(self, lm: LanguageModel, hidden: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         """Log-probability of each command among the admissible ones, chosen token by token, (N,)."""

@@ -11,6 +11,7 @@ a process reward in an environment and a file of episodes do not know them, and 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +28,11 @@ from agentprm_gym.llm.prefixes import PrefixCache
 from agentprm_gym.llm.scoring import Responder, episode_log_probs
 from agentprm_gym.llm.transcripts import Passage, encode_turns
 from agentprm_gym.prm.export import write_adapter, write_classifier
-from agentprm_gym.prm.heads import FORMS, LogProbHead, check_heads, form_of, make_head
+from agentprm_gym.prm.heads import FORMS, REPEATS_RATE, LogProbHead, check_heads, form_of, make_head
 from agentprm_gym.prm.sharing import SharedPRM
 from agentprm_gym.prm.tree import Place, Reply, hang_reply, judge_in_trunk
 
-__all__ = ["FORMS", "PRM", "Candidates", "Item", "ProcessRewardModel", "executed"]
+__all__ = ["FORMS", "PRM", "Candidates", "Item", "ProcessRewardModel", "executed", "times_executed"]
 
 #: Name of the adapter under which a process reward model lives, and of its head in a save.
 PRM = "prm"
@@ -93,6 +94,10 @@ class ProcessRewardModel(SharedPRM):
         """The adapter's and the head's parameters."""
         return [*self.lm.adapter_parameters(self.adapter), *self.head.parameters()]
 
+    def rates(self) -> dict[nn.Parameter, float]:
+        """Parameters whose step size is not the model's, with what it is in multiples of that."""
+        return {self.head.repeats: REPEATS_RATE} if isinstance(self.head, LogProbHead) else {}
+
     # What it reads ----------------------------------------------------------------------------
     @property
     def reserve(self) -> int:
@@ -148,7 +153,7 @@ class ProcessRewardModel(SharedPRM):
         tokens = self.lm.prompt.response_tokens(shown)
         return Reply(tokens.ids, turn.command, tokens.command_start)
 
-    def hang(self, tree: TokenTree, at: int, task: str, reply: Reply, admissible: Sequence[str]) -> Place:
+    def hang(self, tree: TokenTree, at: int, task: str, reply: Reply, admissible: Sequence[str], repeats: int) -> Place:
         """Hang a response to be judged below a prompt's last token; see :func:`~agentprm_gym.prm.tree.hang_reply`.
 
         Args:
@@ -157,8 +162,9 @@ class ProcessRewardModel(SharedPRM):
             task: the task in words.
             reply: the response.
             admissible: the commands that are admissible there.
+            repeats: how often the command was executed before in the episode.
         """
-        return hang_reply(tree, at, reply, self.judge_ids(task), admissible)
+        return hang_reply(tree, at, reply, self.judge_ids(task), admissible, repeats)
 
     def read(self, hidden: torch.Tensor, places: Sequence[Place]) -> torch.Tensor:
         """Logits of responses whose tokens have been fed; the caller activates the adapter.
@@ -217,12 +223,13 @@ class ProcessRewardModel(SharedPRM):
             places = []
             prompt, end = passage.prompt_end[index[t]], passage.response_end[index[t]]
             admissible, response = turns[t].admissible_commands, passage.responses[index[t]]
+            before = times_executed(turns[:t])
             for command in commands:
                 if command == turns[t].command:
                     said = Reply(response.ids, command, response.command_start)
-                    places.append(judge_in_trunk(tree, prompt, end, said, judge, admissible))
+                    places.append(judge_in_trunk(tree, prompt, end, said, judge, admissible, before[command]))
                 else:
-                    places.append(hang_reply(tree, prompt, self.reply(command), judge, admissible))
+                    places.append(hang_reply(tree, prompt, self.reply(command), judge, admissible, before[command]))
             out.append(places)
         return tree, out
 
@@ -274,10 +281,17 @@ class ProcessRewardModel(SharedPRM):
             # The same room for a response as in `encode`: both have to shorten long transcripts at the same turns.
             log_probs = episode_log_probs(Responder(self.lm, room=self.reserve), shown, wanted)
             alpha = self.head.log_alpha.exp()
-            return [
-                [z[0] + alpha * (row - row[i]) for z, row, i in zip(*of_episode, strict=True)]
-                for of_episode in zip(self.logits(items), log_probs, known, strict=True)
-            ]
+            out: list[list[torch.Tensor]] = []
+            for e, which, rows, values, indices in zip(
+                episodes, wanted, log_probs, self.logits(items), known, strict=True
+            ):
+                out.append([])
+                for t, row, logits, i in zip(which, rows, values, indices, strict=True):
+                    before = times_executed(e.turns[:t])
+                    repeats = [before[command] for command in e.turns[t].admissible_commands]
+                    relative = alpha * row + self.head.of_repeats(repeats)  # (n_commands,)
+                    out[-1].append(logits[0] + relative - relative[i])
+            return out
 
     def score_turns(self, task: str, turns: Sequence[Turn]) -> torch.Tensor:
         """Q in (0, 1) of the executed command of every turn, shape (T,).
@@ -388,6 +402,15 @@ class ProcessRewardModel(SharedPRM):
             got = form_of(heads[PRM]) if PRM in heads else "none"
             raise ValueError(f"expected the head of a process reward model of form {self.form!r}, got {got!r}")
         self.head.load_state_dict(heads[PRM])
+
+
+def times_executed(turns: Sequence[Turn]) -> Counter[str]:
+    """How often each command was executed.
+
+    Args:
+        turns: the turns so far.
+    """
+    return Counter(turn.command for turn in turns)
 
 
 def executed(turns: Sequence[Turn]) -> Candidates:

@@ -8,7 +8,7 @@ matter which environment a transcript comes from, whether it was restored, or in
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -18,7 +18,7 @@ import torch
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.llm.packing import TokenTree
-from agentprm_gym.prm.model import ProcessRewardModel
+from agentprm_gym.prm.model import ProcessRewardModel, times_executed
 from agentprm_gym.prm.tree import Place, Reply, hang_reply
 
 #: Transcripts whose caches are kept, and the tokens that these may hold together.
@@ -42,17 +42,21 @@ class _Known:
 
 @dataclass(slots=True)
 class _Reading:
-    """One item: its tokens up to the last prompt, the key of the prompt before, and the answers that are to be judged."""
+    """One item: its tokens up to the last prompt, the key of the prompt before, and the answers that are to be judged.
+
+    ``before`` tells how often each command was executed in the turns before.
+    """
 
     ids: _Tokens
-    before: _Tokens
+    previous: _Tokens
     answers: dict[str, Reply]
     judge: Sequence[int]
     admissible: Sequence[str]
+    before: Mapping[str, int]
 
     def key(self, command: str) -> _Tokens:
-        """What the score of an answer is kept by."""
-        return (*self.answers[command].ids, *self.judge)
+        """What the score of an answer is kept by; a shortened transcript does not tell how often a command was executed."""
+        return (*self.answers[command].ids, *self.judge, self.before.get(command, 0))
 
 
 class RunningScores:
@@ -117,12 +121,13 @@ class RunningScores:
         for command in commands:
             if command not in answers:
                 answers[command] = self.model.reply(command)
-        before = tuple(passage.ids[: passage.prompt_end[-2] + 1]) if len(passage.prompt_end) > 1 else ()
-        return _Reading(tuple(passage.ids[: end + 1]), before, answers, judge, tuple(turns[-1].admissible_commands))
+        previous = tuple(passage.ids[: passage.prompt_end[-2] + 1]) if len(passage.prompt_end) > 1 else ()
+        admissible, before = tuple(turns[-1].admissible_commands), times_executed(turns[:-1])
+        return _Reading(tuple(passage.ids[: end + 1]), previous, answers, judge, admissible, before)
 
     def _row(self, reading: _Reading) -> int:
         """The row that has read most of a transcript, or a new one."""
-        for key in (reading.ids, reading.before):
+        for key in (reading.ids, reading.previous):
             known = self._known.get(key)
             if known is not None and known.row is not None:
                 row, known.row = known.row, None
@@ -136,7 +141,12 @@ class RunningScores:
         wanted: list[list[Place]] = []
         for reading, answers in todo:
             tree = TokenTree([reading.ids[-1]])
-            wanted.append([hang_reply(tree, 0, reply, reading.judge, reading.admissible) for reply in answers.values()])
+            wanted.append(
+                [
+                    hang_reply(tree, 0, r, reading.judge, reading.admissible, reading.before.get(r.command, 0))
+                    for r in answers.values()
+                ]
+            )
             rows.append(self._row(reading))
             extensions.append(Extension.below(rows[-1], reading.ids, tree))
         with self.model.lm.active(self.model.adapter):

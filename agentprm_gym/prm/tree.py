@@ -7,7 +7,7 @@ token's hidden state, so a :class:`Place` says what a head has to read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agentprm_gym.llm.packing import TokenTree
 
@@ -38,6 +38,7 @@ class Place:
         command: the command.
         start: how many tokens of the response precede the command; ``None`` where it is not known which ones do.
         admissible: the commands that were admissible.
+        repeats: how often the command had been executed before in the episode.
     """
 
     prompt: int
@@ -46,10 +47,11 @@ class Place:
     command: str
     start: int | None
     admissible: Sequence[str]
+    repeats: int
 
     def shifted(self, by: int) -> Place:
         """The same place, ``by`` rows further down."""
-        return Place(self.prompt + by, self.first + by, self.end + by, self.command, self.start, self.admissible)
+        return replace(self, prompt=self.prompt + by, first=self.first + by, end=self.end + by)
 
     def before(self, depth: int) -> int:
         """Row of the token that decides on the command's token of this depth.
@@ -62,7 +64,9 @@ class Place:
         return self.prompt if n == 0 else self.first + n - 1
 
 
-def hang_reply(tree: TokenTree, at: int, reply: Reply, judge: Sequence[int], admissible: Sequence[str]) -> Place:
+def hang_reply(
+    tree: TokenTree, at: int, reply: Reply, judge: Sequence[int], admissible: Sequence[str], repeats: int
+) -> Place:
     """Hang a response, and what is read behind it, below a prompt's last token.
 
     Args:
@@ -71,14 +75,21 @@ def hang_reply(tree: TokenTree, at: int, reply: Reply, judge: Sequence[int], adm
         reply: the response.
         judge: tokens that are read behind the response, at whose end it is judged.
         admissible: the commands that are admissible there.
+        repeats: how often the command was executed before in the episode.
     """
     first = len(tree)
     end = tree.chain([*reply.ids, *judge], at)
-    return Place(at, first, end, reply.command, reply.start, admissible)
+    return Place(at, first, end, reply.command, reply.start, admissible, repeats)
 
 
 def judge_in_trunk(
-    tree: TokenTree, prompt: int, end: int, reply: Reply, judge: Sequence[int], admissible: Sequence[str]
+    tree: TokenTree,
+    prompt: int,
+    end: int,
+    reply: Reply,
+    judge: Sequence[int],
+    admissible: Sequence[str],
+    repeats: int,
 ) -> Place:
     """Judge a response that the trunk holds already.
 
@@ -89,5 +100,6 @@ def judge_in_trunk(
         reply: the response.
         judge: tokens that are read behind the response, at whose end it is judged.
         admissible: the commands that were admissible.
+        repeats: how often the command had been executed before in the episode.
     """
-    return Place(prompt, prompt + 1, tree.chain(judge, end), reply.command, reply.start, admissible)
+    return Place(prompt, prompt + 1, tree.chain(judge, end), reply.command, reply.start, admissible, repeats)

@@ -60,7 +60,7 @@ class FitStage(FitOptions):
         """
         if not data:
             raise ValueError("no labelled episodes to fit the process reward model to; roll out more episodes")
-        updater, losses = Updater(prm.parameters, self.learning_rate, MAX_GRAD_NORM), list[float]()
+        updater, losses = Updater(prm.parameters, self.learning_rate, MAX_GRAD_NORM, prm.rates()), list[float]()
         n_updates = -(-len(data) // self.batch_size) * self.n_epochs
         with prm.lm.active(prm.adapter, train=True, dropout=True):
             for batch in (batch for _ in range(self.n_epochs) for batch in minibatches(data, self.batch_size, rng)):

@@ -245,7 +245,7 @@ def fit_inverse_prm(
     for side, whose in ((True, "expert's"), (False, "learner's")):
         if not any(t.is_expert == side for t in data):
             raise ValueError(f"no transition of the {whose} to fit the process reward model on")
-    updater = Updater(prm.parameters, options.learning_rate, MAX_GRAD_NORM)
+    updater = Updater(prm.parameters, options.learning_rate, MAX_GRAD_NORM, prm.rates())
     batches = [b for _ in range(options.n_epochs) for b in two_sided_batches(data, options.batch_size, rng)]
     seen: list[dict[str, float]] = []
     with prm.lm.active(prm.adapter, train=True, dropout=True):

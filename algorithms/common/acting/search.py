@@ -27,7 +27,7 @@ from agentprm_gym.checks import check_float
 from agentprm_gym.episodes import Turn
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.llm.packing import TokenTree
-from agentprm_gym.prm.model import ProcessRewardModel
+from agentprm_gym.prm.model import ProcessRewardModel, times_executed
 from agentprm_gym.prm.tree import Place, Reply
 from algorithms.common.acting.actors import Answer, Request, Sampler, TranscriptRows, candidate_row
 
@@ -49,6 +49,8 @@ class PRMRows:
         self.prm, self.n_scored = prm, 0
         # The same room for a response as where the model is fitted: long transcripts have to be shortened at the same turns.
         self._rows = TranscriptRows(TranscriptDecoder(prm.lm, n_rows, max_tokens=cache_tokens), prm.reserve)
+        #: How often each command was executed in the episode of a row.
+        self.executed_before: dict[int, Counter[str]] = {}
 
     @property
     def n_fed(self) -> int:
@@ -58,10 +60,12 @@ class PRMRows:
     def start(self, row: int, task: str, history: Sequence[Turn]) -> None:
         """See :class:`Actor`."""
         self._rows.start(row, task, self.prm.shown(history))
+        self.executed_before[row] = times_executed(history)
 
     def executed(self, row: int, turn: Turn) -> None:
         """See :class:`Actor`."""
         self._rows.executed(row, self.prm.shown([turn])[0])
+        self.executed_before[row][turn.command] += 1
 
     def read(self, requests: Sequence[Request]) -> None:
         """Append the prompts of a turn; to be called once a turn, before scoring.
@@ -88,9 +92,12 @@ class PRMRows:
         """
         trees, places = [], []
         for request, options in zip(requests, replies, strict=True):
-            tree = self.tree(request)
+            tree, before = self.tree(request), self.executed_before[request.row]
             places.append(
-                [self.prm.hang(tree, 0, request.task, reply, request.admissible_commands) for reply in options]
+                [
+                    self.prm.hang(tree, 0, request.task, reply, request.admissible_commands, before[reply.command])
+                    for reply in options
+                ]
             )
             trees.append(tree)
         return self.score_places(requests, trees, places)
@@ -390,7 +397,8 @@ class LookAheadActor(_WithPRM):
                 return None, []
             node = tree.chain(prm.reply(command).ids, node)
             node = tree.chain(prm.lm.prompt.prompt_ids(request.task, feedback, options, False), node)
-        return options, [prm.hang(tree, node, request.task, prm.reply(c), options) for c in options]
+        before = self.prm_rows.executed_before[request.row] + Counter(sequence)
+        return options, [prm.hang(tree, node, request.task, prm.reply(c), options, before[c]) for c in options]
 
     def _judge(
         self, request: Request, tree: TokenTree, waiting: Sequence[tuple[tuple[str, ...], tuple[str, ...], list[Place]]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,14 +16,23 @@ from algorithms.common.shell.errors import DivergedError
 MAX_GRAD_NORM = 1.0
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> torch.optim.AdamW:
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter],
+    learning_rate: float,
+    rates: Mapping[torch.nn.Parameter, float] = MappingProxyType({}),
+) -> torch.optim.AdamW:
     """AdamW as all algorithms use it: betas 0.9 and 0.95, no weight decay.
 
     Args:
         parameters: what it trains.
         learning_rate: its step size, above 0.
+        rates: parameters that have another step size, with what it is in multiples of that.
     """
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    by_rate: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for parameter in parameters:
+        by_rate.setdefault(rates.get(parameter, 1.0), []).append(parameter)
+    groups = [{"params": some, "lr": learning_rate * x, "times": x} for x, some in by_rate.items() if some]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
 
 
 def warm_up_and_decay(
@@ -31,7 +41,7 @@ def warm_up_and_decay(
     """Set the learning rate of a step: a linear rise over the first steps, a linear decay to 0 over all.
 
     Args:
-        optimizer: its parameter groups all get the same rate.
+        optimizer: its parameter groups get the same rate, times what :func:`make_optimizer` was given for them.
         learning_rate: the peak, above 0.
         step: which step comes next, from 0.
         n_steps: how many steps there are.
@@ -42,14 +52,14 @@ def warm_up_and_decay(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the learning rate of all parameter groups.
+    """Set the learning rate of all parameter groups; some have a multiple of it, see :func:`make_optimizer`.
 
     Args:
         optimizer: the optimizer.
         learning_rate: the rate of its next step, above 0.
     """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group.get("times", 1.0)
 
 
 class Updater:
@@ -59,7 +69,11 @@ class Updater:
     """
 
     def __init__(
-        self, parameters: Callable[[], list[torch.nn.Parameter]], learning_rate: float, max_grad_norm: float
+        self,
+        parameters: Callable[[], list[torch.nn.Parameter]],
+        learning_rate: float,
+        max_grad_norm: float,
+        rates: Mapping[torch.nn.Parameter, float] = MappingProxyType({}),
     ) -> None:
         """Say what is trained.
 
@@ -67,7 +81,9 @@ class Updater:
             parameters: returns what is trained.
             learning_rate: step size, above 0.
             max_grad_norm: largest norm of a gradient; a larger one is scaled down.
+            rates: see :func:`make_optimizer`.
         """
+        self.rates = rates
         self.parameters, self.learning_rate, self.max_grad_norm = parameters, learning_rate, max_grad_norm
         self._optimizer: torch.optim.Optimizer | None = None
 
@@ -77,7 +93,7 @@ class Updater:
         if self._optimizer is None:
             parameters = self.parameters()
             ranks().make_equal(parameters)
-            self._optimizer = make_optimizer(parameters, self.learning_rate)
+            self._optimizer = make_optimizer(parameters, self.learning_rate, self.rates)
         return self._optimizer
 
     @optimizer.setter
