@@ -97,6 +97,8 @@ BEST_OF = (1, 4, 8, 16)
 WEIGHT = 0.05
 #: In the place of a save: the searching expert chooses among the draws, see :mod:`benchmarks._expert_choice`.
 EXPERT = "expert"
+#: Behind the name of a save: its PRM, which counts how often a command was executed before, without what it learnt of that.
+UNCOUNTED = "_uncounted"
 #: Which policies choose among their draws, with the PRM of which save, and with which weight of the policy. "agentprm_2" with
 #: "agentprm_2" is the PRM that the policy was improved against; with "agentprm_6" it would be one fitted to this policy's own
 #: rollouts, as "sft" has it.
@@ -104,6 +106,7 @@ BEST_OF_LINES: dict[str, tuple[str, str, float]] = {
     "sft_prm_alone": ("sft", "agentprm_1", 0.0),
     "sft": ("sft", "agentprm_1", WEIGHT),
     "iteration_6": ("agentprm_6", "agentprm_6", WEIGHT),
+    "iteration_6_uncounted": ("agentprm_6", f"agentprm_6{UNCOUNTED}", WEIGHT),
     "sft_expert": ("sft", EXPERT, 0.0),
 }
 #: Policies that also play greedily, and on ``valid_unseen``. "agentprm_kept" is the iteration that AgentPRM itself chose.
@@ -196,8 +199,8 @@ def conditions(settings: Settings, best_of: Sequence[int] = BEST_OF) -> list[Con
 
 def lines(settings: Settings) -> dict[str, tuple[str, str, float]]:
     """Those of :data:`BEST_OF_LINES` whose models there are."""
-    names = policies(settings)
-    return {line: how for line, how in BEST_OF_LINES.items() if set(how[:2]) <= {*names, EXPERT}}
+    names = {*policies(settings), EXPERT}
+    return {line: how for line, how in BEST_OF_LINES.items() if {how[0], how[1].removesuffix(UNCOUNTED)} <= names}
 
 
 def start_title(start: int) -> str:
@@ -217,7 +220,9 @@ def pair_title(start: int, policy: str, prm: str, weight: float) -> str:
     """A policy, the PRM that chooses for it, and what the policy's own opinion counts, for people."""
     if prm == EXPERT:
         return f"{policy_title(policy, start)}, the searching expert"
-    which = "its PRM" if policy == prm else f"PRM of iteration {prm.rpartition('_')[2]}"
+    save = prm.removesuffix(UNCOUNTED)
+    which = "its PRM" if policy == save else f"PRM of iteration {save.rpartition('_')[2]}"
+    which += " without repeats" if save != prm else ""
     return f"{policy_title(policy, start)}, {which}" + (f" + {weight:g} log pi" if weight else " alone")
 
 
@@ -246,6 +251,8 @@ class Study(Parts):
         Raises:
             FileNotFoundError: the part is finished, but without this save.
         """
+        if policy.endswith(UNCOUNTED):
+            return _uncounted(self.model(start, seed, policy.removesuffix(UNCOUNTED)))
         name, _, which = policy.rpartition("_")
         if name in ITERATED:
             out = self.part(start, seed, name)
@@ -373,6 +380,18 @@ class Study(Parts):
             for (start, seed, c), _ in zip(plays, pool.map(lambda x: self.evaluate(*x), plays), strict=True):
                 row = read_row(self.evaluation(start, seed, c))
                 print(f"sft{start}, seed {seed}: {c.name} {100 * row['success']:.1f} %", flush=True)
+
+
+def _uncounted(save: Path) -> Path:
+    """A copy of a save whose PRM adds nothing for commands that were executed before."""
+    from agentprm_gym.llm.saving import read_save, write_save
+
+    path = save.with_name(f"{save.stem}{UNCOUNTED}.zip")
+    if not path.exists():
+        saved = read_save(save)
+        saved.heads["prm"]["repeats"].zero_()
+        write_save(path, saved)
+    return path
 
 
 def save_base(out: Path, seed: int) -> None:

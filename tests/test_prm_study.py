@@ -13,7 +13,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from algorithms import SFT
+from agentprm_gym.episodes import Turn
+from agentprm_gym.prm import load_prm
+from algorithms import SFT, AgentPRM
 from algorithms.common.measure.evaluation import make_eval_env
 from benchmarks import _expert_choice, _parts, prm_study, prm_study_parts
 from benchmarks.prm_study import Measured, differences, figures_of, goals, measured_before, seed_rows
@@ -176,7 +178,7 @@ def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.
         table.show(console)
     said = capsys.readouterr().out
     assert "InversePRM, iteration 1" in said and "PRM of iteration 1" in said and "GRPO, equal minutes" in said
-    assert [len(table.rows) for table in shown] == [12, 3, 1, 17, 4]
+    assert [len(table.rows) for table in shown] == [12, 3, 1, 17, 5]
     written = shown[0].markdown().splitlines()
     assert written[2].startswith("| policy | success % |") and written[2].count("|") == written[3].count("|")
     assert written[4].startswith("| SFT | 0.0 ± 0.0 |") and "| grpo | 1,234 | 5.0 |" in shown[2].markdown()
@@ -232,6 +234,20 @@ def test_an_ideal_judge_wins_what_one_draw_loses(tmp_path: Path) -> None:
         assert row["n"] == 6
         won[n] = row["success"]
     assert won[1] < won[16] == 1.0
+
+
+def test_a_prm_without_repeats_is_the_same_but_for_these(tmp_path: Path) -> None:
+    study = Study(tmp_path, {20: Settings()})
+    model: Any = AgentPRM("tiny", make_eval_env(n_envs=1, games="generated", split="train"), seed=0)
+    with torch.no_grad():
+        model.prm.head.repeats.fill_(-1.0)
+    path = study.model(20, 0, "agentprm_6")
+    path.parent.mkdir(parents=True)
+    model.save(path)
+    turns = [Turn(feedback="Nothing happens.", admissible_commands=["look", "inventory"], command="look")] * 2
+    before, after = (load_prm(save) for save in (path, study.model(20, 0, "agentprm_6_uncounted")))
+    first, second = (prm.score_turns("look.", turns).logit() for prm in (before, after))
+    assert (second - first).tolist() == pytest.approx([0.0, 1.0], abs=1e-4)
 
 
 def test_what_failed_says_what_it_said(tmp_path: Path) -> None:
