@@ -94,6 +94,10 @@ class ProcessRewardModel(SharedPRM):
         """The adapter's and the head's parameters."""
         return [*self.lm.adapter_parameters(self.adapter), *self.head.parameters()]
 
+    def repeats(self) -> list[float]:
+        """What is added to the logit of a command that was executed once, twice, ... before; empty for ``"scalar"``."""
+        return self.head.repeats.tolist() if isinstance(self.head, LogProbHead) else []
+
     def rates(self) -> dict[nn.Parameter, float]:
         """Parameters whose step size is not the model's, with what it is in multiples of that."""
         return {self.head.repeats: REPEATS_RATE} if isinstance(self.head, LogProbHead) else {}

@@ -175,10 +175,15 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         record_planner(self.logger, report)
 
     def record_opinion(self, episodes: Sequence[Episode]) -> None:
-        """Log how the PRM's scores of what was done compare with success, and some turns with scores to read."""
+        """Log how the PRM's scores of what was done compare with success, and some turns with scores to read.
+
+        ``prm/repeats_1`` and on are what it adds to the logit of a command that was executed once, twice, ... before.
+        """
         score, success = opinion(self.prm, episodes, self.micro_batch_size)
         self.logger.record("prm/score_mean", score)
         self.logger.record("prm/gap", score - success)
+        for n, value in enumerate(self.prm.repeats(), start=1):
+            self.logger.record(f"prm/repeats_{n}", value)
         sample = candidates_markdown(self.prm, self.policy.responder, episodes, self.streams.rng("samples"))
         if sample:
             self.logger.record("samples/candidates", sample, exclude=ONLY_TENSORBOARD)
