@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 import agentprm_gym  # noqa: F401  # registers the environments
-from agentprm_gym.episodes import Episode
+from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.prm.model import FORMS, ProcessRewardModel
 from algorithms.common.acting.actors import Actor
@@ -172,6 +173,27 @@ def test_look_ahead_sees_what_wins(prm: ProcessRewardModel, depth: int) -> None:
     assert len(rollout.episode.turns) == len(steps)
     won = rollout.episode.turns[-1]
     assert scores_of(won)[won.command] == 1.0
+
+
+def test_look_ahead_judges_what_comes_next_as_the_prm_does(prm: ProcessRewardModel) -> None:
+    """With the whole transcript in view, and with commands that were executed before."""
+    one = venv(1, max_episode_steps=20)
+    one.env_method("reset", options={"game": 0})
+    for command in ["look", "inventory", "look"]:
+        one.env_method("step", command)
+    (state,), (done,), env = one.env_method("snapshot"), one.get_attr("turns"), one.envs[0].unwrapped  # type: ignore[attr-defined]
+    history = list(done)
+    task = RolloutTask({"snapshot": state}, (0,), history=history, max_turns=1)
+    (rollout,) = collect(LookAheadActor(prm, 1, depth=1, gamma=0.9), one, [task]) or []
+    played, (here,) = rollout.episode, rollout.episode.turns[len(history) :]
+    env.restore(state)
+    following = env.look_ahead([[command] for command in here.admissible_commands])
+    for command, (feedback, options, won) in zip(here.admissible_commands, following, strict=True):
+        assert not won
+        after = Turn(feedback=feedback, admissible_commands=options, command=options[0])
+        turns = [*history, replace(here, command=command, response="", candidates=None), after]
+        (((values),),) = prm.score([(played.task, turns, [(len(turns) - 1, list(options))])])
+        assert scores_of(here)[command] == pytest.approx(0.9 * float(values.max()), abs=1e-4)
 
 
 def test_looking_ahead_changes_nothing(household: VecEnv) -> None:
