@@ -7,8 +7,8 @@ matter which environment a transcript comes from, whether it was restored, or in
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
@@ -52,11 +52,11 @@ class _Reading:
     answers: dict[str, Reply]
     judge: Sequence[int]
     admissible: Sequence[str]
-    before: Mapping[str, int]
+    before: Counter[str]
 
     def key(self, command: str) -> _Tokens:
         """What the score of an answer is kept by; a shortened transcript does not tell how often a command was executed."""
-        return (*self.answers[command].ids, *self.judge, self.before.get(command, 0))
+        return (*self.answers[command].ids, *self.judge, self.before[command])
 
 
 class RunningScores:
@@ -143,7 +143,7 @@ class RunningScores:
             tree = TokenTree([reading.ids[-1]])
             wanted.append(
                 [
-                    hang_reply(tree, 0, r, reading.judge, reading.admissible, reading.before.get(r.command, 0))
+                    hang_reply(tree, 0, r, reading.judge, reading.admissible, reading.before[r.command])
                     for r in answers.values()
                 ]
             )
