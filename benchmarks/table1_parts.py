@@ -39,6 +39,7 @@ class Budget:
         grouped: arguments of PPO, GRPO, RLOO and GiGPO, but for ``ppo``.
         ppo: arguments of PPO beside these.
         agentprm_iterations: iterations of AgentPRM.
+        agentprm_shown: those of them that are played, and chosen among; ``None``: all.
         inverseprm_iterations: iterations of InversePRM.
         n_held_out: train games that nothing is trained on, by which policies are chosen.
         n_envs: episodes that the policy gradient algorithms play side by side.
@@ -50,13 +51,12 @@ class Budget:
     ceiling_demos: int = 3000
     ceiling_epochs: int = 3
     ceiling: tuple[str, ...] = ()
-    # Iterations three times as large as they are by default, which was the default when the table was made.
-    agentprm: tuple[str, ...] = ("rollout.n_games=200", "rollout.n_branch_states=100")
+    agentprm: tuple[str, ...] = ()
     inverseprm: tuple[str, ...] = ("rollout.n_repeats=10", "rollout.n_other_games=200")
-    # 64 episodes an update were the default, too.
-    grouped: tuple[str, ...] = ("learning_rate=1e-3", "n_games=32", "group_size=8", "batch_size=64")
+    grouped: tuple[str, ...] = ("learning_rate=1e-3",)
     ppo: tuple[str, ...] = ("learning_rate=1e-3", "n_games=256")
-    agentprm_iterations: int = 3
+    agentprm_iterations: int = 6
+    agentprm_shown: tuple[int, ...] | None = (2, 4, 6)
     inverseprm_iterations: int = 2
     n_held_out: int = 100
     n_envs: int = 128
@@ -90,6 +90,7 @@ QUICK = Budget(
     grouped=("learning_rate=1e-3", "n_games=4", "group_size=4", "batch_size=16"),
     ppo=("learning_rate=1e-3", "n_games=16", "batch_size=16"),
     agentprm_iterations=1,
+    agentprm_shown=None,
     inverseprm_iterations=1,
     n_held_out=12,
     n_envs=16,
@@ -168,7 +169,7 @@ class Study(Parts):
     def policies(self) -> list[str]:
         """Names of the policies, in the order of the table."""
         budget = self.budget
-        agent = [f"agentprm_{k + 1}" for k in range(budget.agentprm_iterations)]
+        agent = [f"agentprm_{k}" for k in budget.agentprm_shown or range(1, budget.agentprm_iterations + 1)]
         inverse = [f"inverseprm_{k + 1}" for k in range(budget.inverseprm_iterations)]
         return ["base", "sft", *agent, *inverse, *ON_OUTCOMES, "ceiling"]
 

@@ -19,7 +19,7 @@ from benchmarks.table1 import choices, differences_of, figures_of, seed_rows, ta
 from benchmarks.table1_parts import BEST_OF_MODE, BUDGETS, HELD_OUT, QUICK, Budget, Condition, Study
 
 SEEDS = (0, 1)
-SMALL = Budget(agentprm_iterations=2, inverseprm_iterations=1, n_held_out=12)
+SMALL = Budget(agentprm_iterations=2, agentprm_shown=None, inverseprm_iterations=1, n_held_out=12)
 
 
 def write_result(folder: Path, success: float, steps: float = 10.0) -> None:
@@ -44,11 +44,11 @@ def test_every_policy_is_played_in_every_way_that_it_has() -> None:
     assert len({condition.name for condition in found}) == len(found)
     of = {mode: {c.policy for c in found if c.mode == mode} for mode in ("sampled", "greedy", BEST_OF_MODE)}
     assert of["sampled"] == of["greedy"] == set(study.policies())
-    assert of[BEST_OF_MODE] == {"sft", "agentprm_1", "agentprm_2", "agentprm_3", "inverseprm_1", "inverseprm_2"}
+    assert of[BEST_OF_MODE] == {"sft", "agentprm_2", "agentprm_4", "agentprm_6", "inverseprm_1", "inverseprm_2"}
     assert {c.split for c in found} == {"valid_seen", "valid_unseen", HELD_OUT}
     assert {"base", "sft", "ppo", "grpo", "rloo", "gigpo", "ceiling"} <= set(study.policies())
     # As in the paper's table: the start by the PRM of its rollouts, others by the PRM that they were improved against.
-    assert [study.judge(p) for p in ("sft", "agentprm_2", "ppo", "base")] == ["agentprm_1", "agentprm_2", None, None]
+    assert [study.judge(p) for p in ("sft", "agentprm_6", "ppo", "base")] == ["agentprm_1", "agentprm_6", None, None]
 
 
 def test_what_won_most_held_out_games_is_chosen_for_each_seed(study: Study) -> None:
