@@ -12,7 +12,8 @@
 6. Objectives beside online DPO: ``improve.objective``; ``prm.form="log_prob"`` ranks by log-probabilities.
 7. The PRM's data are split by game, not by state; the kept iteration is the best on train games that are never rolled out, and
    a guard tells where the PRM is fooled (``on_divergence``).
-8. Other games can be played by best-of-N with the new PRM, and the won episodes imitated (``improve.n_searched``).
+8. The PRM, and the policy that is kept, are means over the iterations (``ema_decay``).
+9. Other games can be played by best-of-N with the new PRM, and the won episodes imitated (``improve.n_searched``).
 """
 
 from algorithms.agent_prm.agent_prm import AgentPRM

@@ -63,6 +63,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         rollout: RolloutStage | Mapping[str, Any] | None = None,
         prm: FitStage | Mapping[str, Any] | None = None,
         improve: AgentImproveStage | Mapping[str, Any] | None = None,
+        ema_decay: float = 0.7,
         n_validation_games: int = 100,
         on_divergence: str = "warn",
         max_divergence: float = 0.25,
@@ -87,6 +88,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
             rollout: options of stage 1, see :class:`RolloutStage`; an instance, or a dict of its fields.
             prm: options of stage 2, see :class:`FitStage`.
             improve: options of stage 3, see :class:`AgentImproveStage`.
+            ema_decay: of the means over iterations (:class:`~algorithms.common.prm.averages.Averages`), in [0, 0.99]; 0: none.
             n_validation_games: train games held out to choose the best iteration by; a quarter of all at most, 0: none.
             on_divergence: what is done when an improvement lifts the PRM's score further above true success than it was:
                 ``"warn"``, ``"stop"`` or ``"refit"``, see :class:`~algorithms.common.prm.guard.Guard`.
@@ -120,6 +122,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
             learning_rate,
             n_iterations=n_iterations,
             gamma=gamma,
+            ema_decay=ema_decay,
             micro_batch_size=micro_batch_size,
             n_envs=n_envs,
             stats_window_size=stats_window_size,
@@ -137,17 +140,16 @@ class AgentPRM(PRMAlgorithm[Experience]):
 
         128 games with 16 repeats at temperature 0.3, no branches; a scalar head on a fresh adapter, soft cross-entropy alone;
         online DPO with two samples a state at temperature 0.7, every pair, beta 0.03, the previous policy as the anchor; three
-        iterations. :meth:`best_of_n` draws the 16 of its tables. Learning rates are this class's: the paper's are for full
-        fine-tuning of 3 B parameters.
+        iterations, no means over them. :meth:`best_of_n` draws the 16 of its tables. Learning rates are this class's: the
+        paper's are for full fine-tuning of 3 B parameters.
 
         Args:
             policy: where to start.
             env: training environment.
-            kwargs: other arguments of :class:`AgentPRM`; ``rollout``, ``prm`` and ``improve`` are dicts that change single
-                options.
+            kwargs: other arguments; ``rollout``, ``prm`` and ``improve`` are dicts that change single options.
         """
         options = {name: {**group, **kwargs.pop(name, {})} for name, group in PAPER.items()}
-        return cls(policy, env, **{"n_iterations": 3, **options, **kwargs})
+        return cls(policy, env, **{"n_iterations": 3, "ema_decay": 0.0, **options, **kwargs})
 
     # ------------------------------------------------------------------ Algorithm 1
     def _iterate(self, callback: BaseCallback) -> bool:
@@ -159,6 +161,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
             self.logger.dump(self.num_timesteps)  # the starting point of the curves
             stages.end()
         if stages.begin("roll out"):  # 1: D = rollouts of pi_{i-1}
+            self.averages.go_on()
             callback.on_rollout_start()
             stages.end(self.rollout(play, train, self.streams, self.horizon()))
             callback.on_rollout_end()
@@ -172,7 +175,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         if stages.begin("improve"):  # 3: pi_i = argmax E[Q] - beta KL(pi || pi_{i-1})
             self._improve(stages.gathered)
             stages.end()
-        episodes = self._validate(held_out)  # the best pi_i is kept
+        episodes = self._validate(held_out)  # the best is kept
         return self.guard(self, stages.gathered.episodes, episodes, lambda: self._refit(play, held_out))
 
     def _validate(self, games: Sequence[int]) -> list[Episode]:
@@ -198,6 +201,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
             rng=self.streams.rng("fit"),
             on_progress=lambda share: self.on_progress("fit PRM", share),
         )
+        self.averages.enter_prm()
         if self.iteration == 0:
             self.best.keep_prm(self)  # the starting policy was validated before it had a PRM; this one is fitted to it
         report_fit(self, experience, table, data, held_out, losses)

@@ -21,6 +21,7 @@ from algorithms.common.acting.search import POLICY_WEIGHT, BestOfNActor
 from algorithms.common.measure.figures import record_curve, record_planner
 from algorithms.common.measure.planner import planner_report
 from algorithms.common.measure.samples import candidates_markdown
+from algorithms.common.prm.averages import Averages
 from algorithms.common.prm.bandit import REFERENCE, Bandit, ImproveStats
 from algorithms.common.prm.evidence import Evidence
 from algorithms.common.prm.guard import opinion
@@ -44,6 +45,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
     Attributes:
         prm: the process reward model.
         stages: which stages of the running iteration are done.
+        averages: means of the PRM's and the policy's weights over the iterations.
         best: the best policy on validation games so far.
         improve: options and code of the policy improvement.
         on_stage: called with a stage's name and the share of it that is done; for progress displays.
@@ -65,12 +67,15 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         n_iterations: int | None,
         gamma: float,
         micro_batch_size: int,
+        ema_decay: float = 0.0,
         **kwargs: Any,
     ) -> None:
         """Build the policy and the process reward model; see the subclasses for the arguments."""
         self.n_iterations = None if n_iterations is None else check_int("n_iterations", n_iterations, 1)
         self.gamma = check_float("gamma", gamma, 0.0, 1.0)
         self.micro_batch_size = check_int("micro_batch_size", micro_batch_size, 1)
+        self.ema_decay = check_float("ema_decay", ema_decay, 0.0, 0.99)
+        self.averages = Averages(self, self.ema_decay)
         self.best = BestPolicy()
         self.on_stage: Callable[[str, float], None] | None = None
         super().__init__(policy, env, learning_rate, **kwargs)
@@ -142,6 +147,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
             rng=self.streams.rng("improve"),
             on_progress=lambda share: self.on_progress("improve policy", share),
         )
+        self.averages.enter_policy()
         self._n_updates += len(stats.losses)
         self._record_improvement(stats)
 
@@ -200,6 +206,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
 
     def _begin_learning(self) -> None:
         self.stages.begin_iteration()
+        self.averages.forget()
 
     def _end_iteration(self) -> None:
         """Keep the iteration's model, and a checkpoint."""
@@ -212,11 +219,14 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         self.best.take(self)
 
     def _running_state(self) -> dict[str, Any]:
-        return {**super()._running_state(), **self.best.state(), **self.stages.state()}
+        state = {**super()._running_state(), **self.best.state(), **self.stages.state()}
+        return {**state, "averages": self.averages.state()}
 
     def _restore_running_state(self, state: Mapping[str, Any]) -> None:
         super()._restore_running_state(state)
         self.best.restore(dict(state))
+        if "averages" in state:  # not in checkpoints up to version 0.2
+            self.averages.restore(state["averages"])
         self.stages.restore(dict(state))
 
     @property
