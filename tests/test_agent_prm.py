@@ -39,6 +39,7 @@ from algorithms.agent_prm.targets import (
     monte_carlo_targets,
     turn_returns,
 )
+from algorithms.common.acting.policy import POLICY
 from algorithms.common.acting.rollouts import Rollout
 from algorithms.common.acting.search import POLICY_WEIGHT
 from algorithms.common.learning.advantages import discounted_returns
@@ -46,6 +47,7 @@ from algorithms.common.measure.evaluation import evaluate
 from algorithms.common.measure.heldout import PRMReport, judge_prm
 from algorithms.common.prm.bandit import Bandit, ImproveStats
 from algorithms.common.prm.objectives.online_dpo import dpo_loss
+from algorithms.common.prm.validation import BestPolicy, clearly_worse
 from algorithms.common.prm.version_0_1 import current_settings
 from algorithms.common.shell.load import load_actor
 from tests.algorithm_helpers import SMALL_AGENT_PRM, echo_demonstrations, make_alfworld, make_model, make_toy, merged
@@ -388,12 +390,38 @@ def test_agent_prm_solves_a_small_toy(learner: str) -> None:
     assert evaluate_policy(model, toy, n_eval_episodes=8)[0] == 1.0
 
 
-def test_the_first_prm_stays_where_no_iteration_is_better(learner: str, household: VecEnv) -> None:
-    """A random policy wins no game, so that its own state is the best one seen; its PRM is not the untrained one."""
+def test_the_start_stays_where_every_iteration_is_clearly_worse(
+    learner: str, household: VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its PRM is the one that was fitted to its rollouts, not the untrained one."""
+    offer = BestPolicy.offer
+    monkeypatch.setattr(BestPolicy, "offer", lambda self, model, _: offer(self, model, [not self.state()["most_wins"]]))
     model = make_model(AgentPRM, learner, household)
+    before = model.lm.adapter_state(POLICY)
     model.learn(10)
-    assert model.best_iteration == 0
+    assert (model.iteration, model.best_iteration, model.best_success) == (1, 0, 1.0)
+    assert all(torch.equal(before[name], value) for name, value in model.lm.adapter_state(POLICY).items())
     assert model.prm.head.weight.abs().max().item() > 0
+
+
+def test_kept_is_the_last_policy_that_is_not_clearly_worse_than_the_best(learner: str) -> None:
+    model = make_model(AgentPRM, learner, make_toy())
+    kept = []
+    # Of 100 games: the best wins 20 more than the start, the next lose 8 and 1 of what it won, the last loses 10, wins none.
+    for model.iteration, n in zip((0, 0, 1, 2, 3), (70, 90, 82, 89, 80), strict=True):
+        model.best.offer(model, [i < n for i in range(100)])
+        kept.append(model.best_iteration)
+    # Paired, 8 losses against none are 8 +- 2.7: clearly worse. 1 is not.
+    assert kept == [0, 1, 1, 3, 3]
+    model.best.withdraw()
+    assert model.best_success == 0.89
+
+
+def test_games_lost_and_won_in_turn_are_no_clear_difference() -> None:
+    best = [True] * 90 + [False] * 10
+    assert not clearly_worse([False] * 12 + [True] * 85 + [False] * 3, best)  # 12 lost, 7 won: 5 +- 4.3 points
+    assert clearly_worse([False] * 12 + [True] * 78 + [False] * 10, best)  # 12 lost, none won
+    assert not clearly_worse(best, [])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@
    (``improve.imitation_coef``): fitted to a few thousand episodes, the scalar PRM ranks the commands of one state hardly
    better than chance.
 6. Objectives beside online DPO: ``improve.objective``; ``prm.form="log_prob"`` ranks by log-probabilities.
-7. The PRM's data are split by game, not by state; the kept iteration is the best on train games that are never rolled out, and
+7. The PRM's data are split by game, not by state; train games that are never rolled out say which iteration is kept, and
    a guard tells where the PRM is fooled (``on_divergence``).
 8. The PRM, and the policy that is kept, are means over the iterations (``ema_decay``).
 9. Other games can be played by best-of-N with the new PRM, and the won episodes imitated (``improve.n_searched``).

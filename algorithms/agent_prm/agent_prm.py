@@ -2,7 +2,7 @@
 
 | formula (section 2, Algorithm 1) | code |
 |---|---|
-| the loop over i = 1..K, and the best pi_i on validation | :meth:`AgentPRM._iterate` |
+| the loop over i = 1..K, and which pi_i is kept | :meth:`AgentPRM._iterate` |
 | stage 1: D = rollouts of pi_{i-1}, each game several times | :class:`algorithms.agent_prm.rollout.RolloutStage` |
 | Q-hat(s, a) = mean over visits of sum_{k>=t} gamma^(k-t) r_k | :func:`algorithms.agent_prm.targets.monte_carlo_targets` |
 | stage 2: Q = argmin of the soft BCE(Q(s, a), Q-hat(s, a)) | :func:`algorithms.agent_prm.fit.prm_loss` |
@@ -89,7 +89,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
             prm: options of stage 2, see :class:`FitStage`.
             improve: options of stage 3, see :class:`AgentImproveStage`.
             ema_decay: of the means over iterations (:class:`~algorithms.common.prm.averages.Averages`), in [0, 0.99]; 0: none.
-            n_validation_games: train games held out to choose the best iteration by; a quarter of all at most, 0: none.
+            n_validation_games: train games held out to choose the kept iteration by; a quarter of all at most, 0: none.
             on_divergence: what is done when an improvement lifts the PRM's score further above true success than it was:
                 ``"warn"``, ``"stop"`` or ``"refit"``, see :class:`~algorithms.common.prm.guard.Guard`.
             max_divergence: how far, a share in [0, 1].
@@ -175,7 +175,7 @@ class AgentPRM(PRMAlgorithm[Experience]):
         if stages.begin("improve"):  # 3: pi_i = argmax E[Q] - beta KL(pi || pi_{i-1})
             self._improve(stages.gathered)
             stages.end()
-        episodes = self._validate(held_out)  # the best is kept
+        episodes = self._validate(held_out)  # which pi_i is kept
         return self.guard(self, stages.gathered.episodes, episodes, lambda: self._refit(play, held_out))
 
     def _validate(self, games: Sequence[int]) -> list[Episode]:

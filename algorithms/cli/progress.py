@@ -211,7 +211,7 @@ class StageBars:
     def _end_iteration(self) -> None:
         if self._done:
             best = getattr(self.model, "best_success", -1.0)
-            success = f"; best success on held-out train games {100 * best:.1f} %" if best >= 0 else ""
+            success = f"; the kept policy wins {100 * best:.1f} % of held-out train games" if best >= 0 else ""
             label = "starting point" if self._label == "before" else self._label
             self.bars.console.print(f"  {label}: [dim]{', '.join(self._done)}[/]{success}", highlight=False)
         self._done = []

@@ -46,7 +46,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         prm: the process reward model.
         stages: which stages of the running iteration are done.
         averages: means of the PRM's and the policy's weights over the iterations.
-        best: the best policy on validation games so far.
+        best: the policy that is kept by what it won of the validation games.
         improve: options and code of the policy improvement.
         on_stage: called with a stage's name and the share of it that is done; for progress displays.
     """
@@ -215,7 +215,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         self.stages.end_iteration()
 
     def _finish_learning(self) -> None:
-        """Keep the best iteration by success on the validation games."""
+        """Put the policy in place that is kept by what it won of the validation games."""
         self.best.take(self)
 
     def _running_state(self) -> dict[str, Any]:
@@ -236,12 +236,12 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
 
     @property
     def best_success(self) -> float:
-        """Success of the best policy so far on the validation games; below 0 before the first validation."""
+        """Success of the policy that is kept on the validation games; below 0 before the first validation."""
         return self.best.success
 
     @property
     def best_iteration(self) -> int:
-        """After how many iterations the best policy was reached; 0 is the starting point."""
+        """After how many iterations the policy that is kept was reached; 0 is the starting point."""
         return self.best.iteration
 
     # ------------------------------------------------------------------ acting and saving

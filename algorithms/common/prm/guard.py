@@ -100,6 +100,7 @@ class Guard:
         elif self.answer == "stop":
             warnings.warn(f"{found}; the improvement is taken back, and learning ends", stacklevel=2)
             algorithm.lm.copy_adapter(REFERENCE, POLICY)
+            algorithm.best.withdraw()
         else:
             what = "the PRM is fitted again, also to what the policy plays now, and the policy is improved again"
             warnings.warn(f"{found}; {what}", stacklevel=2)
