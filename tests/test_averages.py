@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from stable_baselines3.common.callbacks import BaseCallback
+
 from agentprm_gym.llm.saving import read_save
 from agentprm_gym.prm.model import PRM
 from algorithms import AgentPRM
@@ -16,6 +18,13 @@ from algorithms.common.prm.averages import Averages, WeightMean
 from tests.algorithm_helpers import SMALL_AGENT_PRM, make_model, make_toy, merged
 
 Tensors = dict[str, torch.Tensor]
+#: Every pair of samples is learnt from, so that a random policy moves, too; four turns an iteration.
+MOVING: dict[str, Any] = {
+    "n_iterations": None,
+    "n_validation_games": 0,
+    "rollout": {"n_branch_states": 0},
+    "improve": {"prior_visits": None, "margin": 0.0},
+}
 
 
 def of(value: float, dtype: torch.dtype = torch.float32) -> Tensors:
@@ -84,11 +93,7 @@ def learnt(
     monkeypatch.setattr(Averages, "enter_policy", policy)
     monkeypatch.setattr(Averages, "enter_prm", prm)
     monkeypatch.setattr(Averages, "go_on", going_on)
-    # Every pair of samples is learnt from: a random policy moves, too.
-    moving = {"n_iterations": None, "n_validation_games": 0, "improve": {"prior_visits": None, "margin": 0.0}}
-    model = AgentPRM(
-        learner, make_toy(), **merged(SMALL_AGENT_PRM, {"rollout": {"n_branch_states": 0}}, moving, settings)
-    )
+    model = AgentPRM(learner, make_toy(), **merged(SMALL_AGENT_PRM, MOVING, settings))
     model.checkpoint_dir = run
     model.learn(9)  # three iterations of four turns
     assert model.iteration == 3
@@ -120,6 +125,25 @@ def test_saves_hold_the_means_and_play_goes_on_with_the_last(
     assert any(not torch.allclose(saved.adapters[POLICY][n], w) for n, w in seen["policy"][-1].items())
     for played, improved in zip(seen["plays"][1:], seen["policy"], strict=False):
         assert all(torch.equal(played[name], improved[name]) for name in improved)
+
+
+def test_callbacks_see_the_means(learner: str, tmp_path: Path) -> None:
+    """Such as one that evaluates: what it measures is what would be saved."""
+    seen: list[Tensors] = []
+
+    class Looking(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            seen.append(model.lm.adapter_state(POLICY))
+
+    model = AgentPRM(learner, make_toy(), **merged(SMALL_AGENT_PRM, MOVING))
+    model.checkpoint_dir = tmp_path
+    model.learn(9, callback=Looking())
+    for k in (1, 2):
+        saved = read_save(tmp_path / "iterations" / f"{k}.zip").adapters[POLICY]
+        assert all(torch.equal(seen[k][name], value) for name, value in saved.items())
 
 
 def test_without_decay_saves_hold_the_last(learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

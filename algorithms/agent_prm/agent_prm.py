@@ -161,8 +161,8 @@ class AgentPRM(PRMAlgorithm[Experience]):
             self.logger.dump(self.num_timesteps)  # the starting point of the curves
             stages.end()
         if stages.begin("roll out"):  # 1: D = rollouts of pi_{i-1}
+            callback.on_rollout_start()  # which sees the mean policy
             self.averages.go_on()
-            callback.on_rollout_start()
             stages.end(self.rollout(play, train, self.streams, self.horizon()))
             callback.on_rollout_end()
         if stages.begin("fit"):  # 2: Q = argmin BCE(Q(s, a), Q-hat(s, a))
