@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agentprm_gym.llm.saving import read_save
