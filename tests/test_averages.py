@@ -33,41 +33,41 @@ def of(value: float, dtype: torch.dtype = torch.float32) -> Tensors:
 class TestWeightMean:
     def test_an_iteration_counts_half_of_the_next(self) -> None:
         mean = WeightMean(0.5)
-        assert mean.enter(of(7.0))["w"].tolist() == [7.0, 7.0]
-        assert mean.enter(of(1.0))["w"].tolist() == pytest.approx([(0.5 * 7 + 1) / 1.5] * 2)
-        assert mean.enter(of(3.0))["w"].tolist() == pytest.approx([(0.25 * 7 + 0.5 * 1 + 3) / 1.75] * 2)
+        assert mean.enter(of(7.0), 0)["w"].tolist() == [7.0, 7.0]
+        assert mean.enter(of(1.0), 1)["w"].tolist() == pytest.approx([(0.5 * 7 + 1) / 1.5] * 2)
+        assert mean.enter(of(3.0), 2)["w"].tolist() == pytest.approx([(0.25 * 7 + 0.5 * 1 + 3) / 1.75] * 2)
 
     def test_without_decay_it_is_the_last(self) -> None:
         mean = WeightMean(0.0)
-        mean.enter(of(7.0))
-        assert mean.enter(of(1.0))["w"].tolist() == [1.0, 1.0]
+        mean.enter(of(7.0), 0)
+        assert mean.enter(of(1.0), 1)["w"].tolist() == [1.0, 1.0]
 
     def test_what_is_entered_again_takes_the_place_of_the_last(self) -> None:
         once, twice = WeightMean(0.7), WeightMean(0.7)
-        for value in (2.0, 5.0):
-            once.enter(of(value))
-        twice.enter(of(9.0))
-        twice.enter(of(2.0), again=True)
-        twice.enter(of(-4.0))
-        assert torch.equal(twice.enter(of(5.0), again=True)["w"], once.enter(of(5.0), again=True)["w"])
+        for iteration, value in enumerate((2.0, 5.0)):
+            once.enter(of(value), iteration)
+        twice.enter(of(9.0), 0)
+        twice.enter(of(2.0), 0)
+        twice.enter(of(-4.0), 1)
+        assert torch.equal(twice.enter(of(5.0), 1)["w"], once.enter(of(5.0), 1)["w"])
         assert twice.n == 2
 
     def test_half_precision_is_averaged_in_full(self) -> None:
         """1 + 1/512 is no bfloat16: a mean that is kept in it would never move."""
         mean = WeightMean(0.99)
-        for _ in range(200):
-            found = mean.enter(of(1.0, torch.bfloat16))
-        for _ in range(200):
-            found = mean.enter(of(1.0078125, torch.bfloat16))
+        for iteration in range(200):
+            found = mean.enter(of(1.0, torch.bfloat16), iteration)
+        for iteration in range(200, 400):
+            found = mean.enter(of(1.0078125, torch.bfloat16), iteration)
         assert found["w"].dtype == torch.bfloat16
         assert mean.mean is not None and 1.004 < mean.mean["w"][0].item() < 1.0078125
 
     def test_a_checkpoint_holds_it(self) -> None:
         mean, again = WeightMean(0.7), WeightMean(0.7)
-        for value in (2.0, 5.0):
-            mean.enter(of(value))
+        for iteration, value in enumerate((2.0, 5.0)):
+            mean.enter(of(value), iteration)
         again.restore(mean.state())
-        assert torch.equal(mean.enter(of(1.0))["w"], again.enter(of(1.0))["w"])
+        assert torch.equal(mean.enter(of(1.0), 1)["w"], again.enter(of(1.0), 1)["w"])
 
 
 def learnt(

@@ -36,21 +36,23 @@ class WeightMean:
     def __init__(self, decay: float) -> None:
         """Begin without an iteration."""
         self.decay, self.n = decay, 0
+        self._last: int | None = None  # the iteration that was entered last
         self.mean: dict[str, torch.Tensor] | None = None
         self._before: dict[str, torch.Tensor] | None = None
 
-    def enter(self, weights: Weights, *, again: bool = False) -> dict[str, torch.Tensor]:
+    def enter(self, weights: Weights, iteration: int) -> dict[str, torch.Tensor]:
         """Take in an iteration's weights.
 
         Args:
             weights: tensors by name, always the same names and shapes.
-            again: they take the place of those that were entered last.
+            iteration: its number. Where it was entered last, too, the weights take the place of those: a diverged
+                improvement is made again.
 
         Returns:
             The mean with them, in the tensors' own precision.
         """
-        if not again:
-            self.n, self._before = self.n + 1, self.mean
+        if iteration != self._last:
+            self.n, self._before, self._last = self.n + 1, self.mean, iteration
         share = (1 - self.decay) / (1 - self.decay**self.n)  # 1 for the first iteration
         wide = {name: value.float() for name, value in weights.items()}
         before = self._before or wide
@@ -59,11 +61,11 @@ class WeightMean:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        return {"n": self.n, "mean": self.mean, "before": self._before}
+        return {"n": self.n, "mean": self.mean, "before": self._before, "last": self._last}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state` told."""
-        self.n, self.mean, self._before = state["n"], state["mean"], state["before"]
+        self.n, self.mean, self._before, self._last = (state[key] for key in ("n", "mean", "before", "last"))
 
 
 class Averages:
@@ -90,7 +92,6 @@ class Averages:
         """Begin anew."""
         self._policy, self._prm = WeightMean(self.decay), WeightMean(self.decay)
         self._learning: dict[str, torch.Tensor] | None = None  # pi_i itself
-        self._entered: dict[str, int] = {}  # the iteration that each was entered in last
 
     def go_on(self) -> None:
         """Put pi_i itself in place, at the beginning of the next iteration."""
@@ -104,7 +105,7 @@ class Averages:
         if self.decay == 0 or algorithm.fit.init == "base":
             return
         heads = {f"head.{name}": value for name, value in algorithm.prm.head_state().items()}
-        mean = self._prm.enter({**algorithm.lm.adapter_state(PRM), **heads}, again=self._is_again("prm"))
+        mean = self._prm.enter({**algorithm.lm.adapter_state(PRM), **heads}, algorithm.iteration)
         algorithm.prm.load_heads_state({PRM: {name.removeprefix("head."): mean.pop(name) for name in heads}})
         algorithm.lm.load_adapter_state(PRM, mean)
 
@@ -114,22 +115,14 @@ class Averages:
             return
         lm = self._algorithm.lm
         self._learning = lm.adapter_state(POLICY)
-        lm.load_adapter_state(POLICY, self._policy.enter(self._learning, again=self._is_again("policy")))
-
-    def _is_again(self, what: str) -> bool:
-        """Whether it was entered in this iteration before: a diverged improvement is made again."""
-        now = self._algorithm.iteration
-        again = self._entered.get(what) == now
-        self._entered[what] = now
-        return again
+        lm.load_adapter_state(POLICY, self._policy.enter(self._learning, self._algorithm.iteration))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
-        means = {"policy": self._policy.state(), "prm": self._prm.state()}
-        return {**means, "learning": self._learning, "entered": self._entered}
+        return {"policy": self._policy.state(), "prm": self._prm.state(), "learning": self._learning}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state` told."""
         self._policy.restore(state["policy"])
         self._prm.restore(state["prm"])
-        self._learning, self._entered = state["learning"], dict(state["entered"])
+        self._learning = state["learning"]
