@@ -1,11 +1,11 @@
 """The table of methods: ``python -m benchmarks.table1 [--budget small|full] [--quick] [--seeds 0 1 2] [--out FILE]``.
 
-On ALFWorld's own games: SFT, iterations of AgentPRM and best-of-16 by its process reward model, InversePRM's iterations, and
-PPO, GRPO, RLOO and GiGPO with as many environment steps as AgentPRM had, all from the same start; and SFT on many
-demonstrations, the ceiling of imitation. Everything is trained on ``train`` without 100 held-out games (``full``: 200).
-On these is chosen, for each seed by itself, which iteration and which way to play (sampled, greedily, best-of-16) stands for a
-method. Then every game of ``valid_seen`` and ``valid_unseen`` that is installed is played once, under the protocol of
-docs/protocol.md.
+On ALFWorld's own games: SFT, iterations of AgentPRM and best-of-16 by its process reward model, the draws of SFT judged by the
+last iteration's process reward model, InversePRM's iterations, and PPO, GRPO, RLOO and GiGPO with as many environment steps as
+AgentPRM had, all from the same start; and SFT on many demonstrations, the ceiling of imitation. Everything is trained on
+``train`` without 100 held-out games (``full``: 200). On these is chosen, for each seed by itself, which iteration and which way
+to play (sampled, greedily, best-of-16) stands for a method. Then every game of ``valid_seen`` and ``valid_unseen`` that is
+installed is played once, under the protocol of docs/protocol.md.
 
 Published rows stand beside it, with the model and the conditions that they were measured under.
 

@@ -97,11 +97,14 @@ QUICK = Budget(
     max_games=6,
 )
 
+#: The start, whose draws the last iteration's PRM judges. Its policy was never improved.
+JUDGED = "sft_judged"
 #: Algorithms on outcomes, which have as many environment steps as AgentPRM.
 ON_OUTCOMES = ("ppo", "grpo", "rloo", "gigpo")
 TITLES = {
     "base": "the bundled model as it is",
     "sft": "SFT, where the others start",
+    JUDGED: "SFT, judged by AgentPRM's last PRM",
     "ppo": "PPO",
     "grpo": "GRPO",
     "rloo": "RLOO",
@@ -171,21 +174,24 @@ class Study(Parts):
         budget = self.budget
         agent = [f"agentprm_{k}" for k in budget.agentprm_shown or range(1, budget.agentprm_iterations + 1)]
         inverse = [f"inverseprm_{k + 1}" for k in range(budget.inverseprm_iterations)]
-        return ["base", "sft", *agent, *inverse, *ON_OUTCOMES, "ceiling"]
+        return ["base", "sft", JUDGED, *agent, *inverse, *ON_OUTCOMES, "ceiling"]
 
     def judge(self, policy: str) -> str | None:
         """The policy whose save has the PRM that chooses among a policy's draws; ``None`` where there is none.
 
         As in the paper's table, an improved policy is judged by the PRM that it was improved against, and the start by the
-        one that was fitted to its own rollouts.
+        one that was fitted to its own rollouts. :data:`JUDGED` has the PRM that saw the rollouts of all iterations.
         """
+        if policy == JUDGED:
+            return f"agentprm_{self.budget.agentprm_iterations}"
         if policy == "sft":
             return "agentprm_1"
         return policy if method_of(policy) in _ITERATED else None
 
     def conditions(self) -> list[Condition]:
         """All that is measured of a seed."""
-        out = [Condition(p, mode, split) for p in self.policies() for mode in MODES for split in SPLITS]
+        by_themselves = [policy for policy in self.policies() if policy != JUDGED]
+        out = [Condition(p, mode, split) for p in by_themselves for mode in MODES for split in SPLITS]
         judged = [policy for policy in self.policies() if self.judge(policy)]
         return out + [Condition(policy, BEST_OF_MODE, split) for policy in judged for split in SPLITS]
 
@@ -198,6 +204,8 @@ class Study(Parts):
         """The save of a policy; ``"tiny"`` for the base."""
         if policy == "base":
             return "tiny"
+        if policy == JUDGED:
+            return self.model(seed, "sft")
         name, _, number = policy.rpartition("_")
         if name in _ITERATED:
             return self.part(seed, name) / "iterations" / f"{number}.zip"

@@ -16,7 +16,7 @@ from benchmarks import _parts, table1
 from benchmarks._parts import Parts
 from benchmarks._published import CONDITIONS, PUBLISHED
 from benchmarks.table1 import choices, differences_of, figures_of, seed_rows, tables
-from benchmarks.table1_parts import BEST_OF_MODE, BUDGETS, HELD_OUT, QUICK, Budget, Condition, Study
+from benchmarks.table1_parts import BEST_OF_MODE, BUDGETS, HELD_OUT, JUDGED, QUICK, Budget, Condition, Study
 
 SEEDS = (0, 1)
 SMALL = Budget(agentprm_iterations=2, agentprm_shown=None, inverseprm_iterations=1, n_held_out=12)
@@ -43,12 +43,14 @@ def test_every_policy_is_played_in_every_way_that_it_has() -> None:
     found = study.conditions()
     assert len({condition.name for condition in found}) == len(found)
     of = {mode: {c.policy for c in found if c.mode == mode} for mode in ("sampled", "greedy", BEST_OF_MODE)}
-    assert of["sampled"] == of["greedy"] == set(study.policies())
-    assert of[BEST_OF_MODE] == {"sft", "agentprm_2", "agentprm_4", "agentprm_6", "inverseprm_1", "inverseprm_2"}
+    assert of["sampled"] == of["greedy"] == set(study.policies()) - {JUDGED}
+    assert of[BEST_OF_MODE] == {"sft", JUDGED, "agentprm_2", "agentprm_4", "agentprm_6", "inverseprm_1", "inverseprm_2"}
     assert {c.split for c in found} == {"valid_seen", "valid_unseen", HELD_OUT}
     assert {"base", "sft", "ppo", "grpo", "rloo", "gigpo", "ceiling"} <= set(study.policies())
     # As in the paper's table: the start by the PRM of its rollouts, others by the PRM that they were improved against.
     assert [study.judge(p) for p in ("sft", "agentprm_6", "ppo", "base")] == ["agentprm_1", "agentprm_6", None, None]
+    # And the start by the last PRM.
+    assert study.judge(JUDGED) == "agentprm_6" and study.model(0, JUDGED) == study.model(0, "sft")
 
 
 def test_what_won_most_held_out_games_is_chosen_for_each_seed(study: Study) -> None:
@@ -106,7 +108,7 @@ def test_tables_and_chart_are_made(study: Study, tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().out
     assert "AgentPRM, iteration 2" in said and "1,234" in said and "Llama-3.2-3B" in said
     n_inverse = sum(policy.startswith("inverseprm") for policy in study.policies())
-    assert [len(one.rows) for one in shown] == [len(study.policies()), 5 + n_inverse, 9, len(PUBLISHED)]
+    assert [len(one.rows) for one in shown] == [len(study.policies()), 5 + n_inverse, 10, len(PUBLISHED)]
     assert "| GRPO | 50.0 ± 0.0 | 50.0 ± 0.0 |  | 50.0 ± 0.0 | 50.0 ± 0.0 |  | 1,234 | 2.5 |" in shown[0].markdown()
     table1.draw(figures, study.policies(), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").stat().st_size > 10_000
