@@ -210,7 +210,7 @@ class Study:
         while True:
             self.in_time()
             venv = self.env("train", 1)
-            options: dict[str, Any] = {"learning_rate": 3e-4, "batch_size": 8, "micro_batch_size": 2, "loss": "tokens"}
+            options: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 2, "micro_batch_size": 2, "loss": "tokens"}
             if state_path(folder).exists():
                 model = SFT.resume(folder, venv, demonstrations=demos)
             else:
