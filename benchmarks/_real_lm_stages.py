@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ from algorithms.common.shell.checkpoints import state_path
 TEMPLATE = Path(__file__).parent / "templates" / "brief.jinja"
 #: Turns of an episode at most, and tokens of a reason.
 TURNS, REASON = 15, 24
+#: Of the demonstrations every so many-th has no reasons, for the policy that acts without.
+SILENT = 2
+#: How they are cloned. Few episodes an update: a pass over 300 has to hold more than a hundred updates.
+SFT_OPTIONS: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 2, "micro_batch_size": 2, "loss": "tokens"}
 BEST_OF = (2, 4, 8)
 
 
@@ -87,7 +91,11 @@ class Study:
     def __init__(
         self, work: Path, size: Size, model: str, seed: int, minutes: float | None, turns: int = TURNS
     ) -> None:
-        """Begin or go on in a folder; nothing is done yet."""
+        """Begin or go on in a folder; nothing is done yet.
+
+        Raises:
+            ValueError: the folder holds work of other settings.
+        """
         self.work, self.size, self.model, self.seed, self.turns = work, size, model, seed, turns
         self.end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
         self.console = Console()
@@ -98,6 +106,29 @@ class Study:
             "max_new_tokens": REASON,
             "lora": {"r": 16},
         }
+        self._keep_settings()
+
+    def _keep_settings(self) -> None:
+        """Note what the folder's work is made with, or compare: stages of other settings would be taken as done."""
+        policy = {key: value for key, value in self.policy_kwargs.items() if key != "template"}
+        own = {"model": self.model, "seed": self.seed, "turns": self.turns, "policy": policy}
+        own |= {
+            "size": asdict(self.size),
+            "sft": SFT_OPTIONS,
+            "silent": SILENT,
+            "template": TEMPLATE.read_text("utf-8"),
+        }
+        path = self.work / "settings.json"
+        if not path.exists():
+            write_json(path, own)
+            return
+        theirs = json.loads(path.read_text(encoding="utf-8"))
+        others = sorted(key for key in own.keys() | theirs.keys() if own.get(key) != theirs.get(key))
+        if others:
+            raise ValueError(
+                f"{self.work} holds work of other settings ({', '.join(others)}): choose another folder with --work, or "
+                "delete this one"
+            )
 
     def env(self, split: str, n: int | None = None, turns: int | None = None) -> Any:
         """Environments of a split."""
@@ -202,7 +233,7 @@ class Study:
         path = self.work / "demos.jsonl.gz"
         if not path.exists():
             told = demonstrations(find_games("train", "generated"), self.size.n_demos, self.seed)
-            write_episodes(path, [episode.bare() if i % 2 else episode for i, episode in enumerate(told)])
+            write_episodes(path, [e.bare() if (i + 1) % SILENT == 0 else e for i, e in enumerate(told)])
         demos = list(read_episodes(path))
         folder, n_turns = self.work / "sft_run", sum(len(episode.turns) for episode in demos)
         size = -(-len(demos) // self.size.n_parts)
@@ -210,13 +241,11 @@ class Study:
         while True:
             self.in_time()
             venv = self.env("train", 1)
-            options: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 2, "micro_batch_size": 2, "loss": "tokens"}
             if state_path(folder).exists():
                 model = SFT.resume(folder, venv, demonstrations=demos)
             else:
-                model = SFT(
-                    self.model, venv, demonstrations=demos, policy_kwargs=self.policy_kwargs, seed=self.seed, **options
-                )
+                taught = {"demonstrations": demos, "policy_kwargs": self.policy_kwargs}
+                model = SFT(self.model, venv, seed=self.seed, **taught, **SFT_OPTIONS)
                 model.checkpoint_dir = folder
             if model.iteration == len(parts):
                 break

@@ -135,7 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     work = args.work or Path("runs/real_lm_study") / ("quick" if args.quick else "full")
     size = Size.quick() if args.quick else Size()
-    study = Study(work, size, args.model, args.seed, args.minutes, 3 if args.quick else TURNS)
+    try:
+        study = Study(work, size, args.model, args.seed, args.minutes, 3 if args.quick else TURNS)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         found = study.run()
     except TimeIsOverError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks._real_lm_stages import Size, Study
 from benchmarks.real_lm_study import main
 from tests.llm_helpers import save_architecture
 
@@ -31,3 +32,13 @@ def test_it_stops_goes_on_and_ends_with_a_page(tmp_path: Path) -> None:
     assert {"ranking_prm/pair_accuracy", "ranking_cloned/pair_accuracy", "seconds_sft_training"} <= set(figures)
     page = (tmp_path / "study.md").read_text(encoding="utf-8")
     assert "say nothing" in page and "(Q 0." in page
+
+
+def test_work_of_other_settings_is_not_taken_for_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Study(tmp_path, Size.quick(), "smollm2-135m", 0, None, 3)
+    Study(tmp_path, Size.quick(), "smollm2-135m", 0, 5.0, 3)  # the minutes of a call may differ
+    with pytest.raises(SystemExit) as ended:
+        main(["--quick", "--work", str(tmp_path), "--seed", "1"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "other settings (seed)" in said and "--work" in said
