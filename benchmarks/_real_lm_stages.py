@@ -94,7 +94,7 @@ class Study:
         """Begin or go on in a folder; nothing is done yet.
 
         Raises:
-            ValueError: the folder holds work of other settings.
+            ValueError: the folder holds work of other settings, or files that nothing is known about.
         """
         self.work, self.size, self.model, self.seed, self.turns = work, size, model, seed, turns
         self.end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
@@ -120,6 +120,11 @@ class Study:
         }
         path = self.work / "settings.json"
         if not path.exists():
+            if any(self.work.iterdir()):
+                raise ValueError(
+                    f"{self.work} is not empty and has no settings.json, so nothing says what made its work: choose another "
+                    "folder with --work, or delete this one"
+                )
             write_json(path, own)
             return
         theirs = json.loads(path.read_text(encoding="utf-8"))

@@ -42,3 +42,10 @@ def test_work_of_other_settings_is_not_taken_for_done(tmp_path: Path, capsys: py
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "other settings (seed)" in said and "--work" in said
+
+
+def test_a_folder_of_unknown_work_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sft.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"no settings\.json.*--work"):
+        Study(tmp_path, Size.quick(), "smollm2-135m", 0, None, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["sft.json"]
