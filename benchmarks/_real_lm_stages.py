@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,7 +20,7 @@ from agentprm_gym.games import find_games
 from agentprm_gym.llm.saving import read_save
 from algorithms import SFT, AgentPRM, evaluate, load_actor, make_eval_env
 from algorithms.cli import main as agentprm
-from algorithms.cli.output import write_json
+from algorithms.cli.output import write_json, write_text
 from algorithms.common.measure.evaluation import draw_games, wilson
 from algorithms.common.shell.base import StopLearning
 from algorithms.common.shell.checkpoints import state_path
@@ -163,15 +164,10 @@ class Study:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             return found
         self.in_time()
-        spent, start = self.work / f"{name}.seconds", time.monotonic()
-        before = float(spent.read_text(encoding="utf-8")) if spent.exists() else 0.0
         self.console.print(f"{name} ...")
-        try:
+        with _Clock(self.work / f"{name}.seconds") as clock:
             found = work()
-        finally:
-            seconds = before + time.monotonic() - start
-            spent.write_text(f"{seconds}", encoding="utf-8")
-        found["seconds"] = seconds
+        found["seconds"] = seconds = clock.seconds
         write_json(path, found)
         self.console.print(f"{name}: {seconds:,.0f} s")
         return found
@@ -322,6 +318,35 @@ class Study:
         found["sft_reasons"] = self.stage("sft_reasons", lambda: self.play("sft_reasons", told))
         found["prompted"] = self.stage("prompted", lambda: self.play("prompted", base))
         return found
+
+
+class _Clock:
+    """Counts the seconds of a stage in a file, over all calls, those that were killed included."""
+
+    def __init__(self, path: Path, every: float = 5.0) -> None:
+        self.path, self.every = path, every
+        self._before = float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+        self._start = time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._count, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in all calls until now."""
+        return self._before + time.monotonic() - self._start
+
+    def _count(self) -> None:
+        while not self._over.wait(self.every):
+            write_text(self.path, f"{self.seconds}")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        write_text(self.path, f"{self.seconds}")
 
 
 class _OnePart(BaseCallback):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks._real_lm_stages import Size, Study
+from benchmarks._real_lm_stages import Size, Study, _Clock
 from benchmarks.real_lm_study import main
 from tests.llm_helpers import save_architecture
 
@@ -49,3 +52,21 @@ def test_a_folder_of_unknown_work_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no settings\.json.*--work"):
         Study(tmp_path, Size.quick(), "smollm2-135m", 0, None, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["sft.json"]
+
+
+def test_the_seconds_of_a_killed_call_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "stage.seconds"
+    wait = (
+        f"from benchmarks._real_lm_stages import _Clock; import time; from pathlib import Path; p = Path({str(path)!r})"
+    )
+    wait += "\nwith _Clock(p, every=0.05): time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", wait])
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    killed = float(path.read_text(encoding="utf-8"))
+    with _Clock(path) as clock:
+        pass
+    assert float(path.read_text(encoding="utf-8")) >= clock._before == killed > 0
