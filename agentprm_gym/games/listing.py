@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -49,7 +49,6 @@ class GameList(Sequence[Game]):
         source: ``"alfworld"``, ``"generated"``, or the folder.
         split: The name of the split.
         grammar: The wording that was asked for; ``None`` for each game's own.
-        game_ids: The ids in order.
         bad_games: The error message by id, for the games that were read and cannot be played.
     """
 
@@ -71,12 +70,16 @@ class GameList(Sequence[Game]):
             grammar: The wording of all games; ``None`` for each game's own.
         """
         self.source, self.split, self.grammar = source, split, grammar
-        self.game_ids = tuple(game_id for game_id, _ in entries)
         self.bad_games: dict[str, str] = {}
         self._entries = tuple(entries)
         self._generator = generator
         self._indices: dict[str, int] | None = None
         self._hash: str | None = None
+
+    @cached_property
+    def game_ids(self) -> tuple[str, ...]:
+        """The ids in order."""
+        return tuple(game_id for game_id, _ in self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
