@@ -167,9 +167,10 @@ def trl_sft(model: str, shown: list[Episode], way: str, checkpointing: bool, fol
         rows = [
             {"prompt": chat[: i + 1], "completion": [chat[i + 1]]} for chat in chats for i in range(0, len(chat), 2)
         ]
-        # As many turns a step and a forward pass as that many episodes have.
+        # As many turns a step as that many episodes have. A forward pass has few: the last turns are whole episodes long, and
+        # the logits of all turns of two episodes over 50,000 tokens would be 8 GB.
         mean = max(1, len(rows) // len(chats))
-        per_device, accumulation = MICRO * mean, BATCH // MICRO
+        per_device, accumulation = MICRO, BATCH * mean // MICRO
     config = SFTConfig(
         output_dir=folder,
         num_train_epochs=1,
