@@ -41,6 +41,14 @@ AGENTPRM_OPTIONS: dict[str, Any] = {
     "learning_rate": 5e-4,
 }
 BEST_OF = (2, 4, 8)
+RANKERS = ("uniform", "cloned", "prm")
+#: Figures of the exact benchmark: within a state, and over all commands of all states.
+RANKING = {
+    "pair_accuracy": "pairs in order",
+    "top1": "best first",
+    "auc": "AUC in a state",
+    "pooled_auc": "AUC over all",
+}
 
 
 class TimeIsOverError(Exception):
@@ -289,14 +297,17 @@ class Study:
     def ranking(self) -> dict[str, Any]:
         """Within-state ranking on the exact benchmark."""
         out = self.work / "bench"
-        rankers = ["uniform", f"cloned=policy:{self.plain_zip}", f"prm=prm:{self.agentprm_zip}"]
-        words = ["--panel", "generated", "--labels", "oracle", "--max-states", str(self.size.n_states), "--overwrite"]
-        status = agentprm(["bench", *rankers, *words, "--seed", str(self.seed), "--out", str(out)])
-        if status:
-            raise RuntimeError(f"agentprm bench ended with status {status}")
+        if not (out / "result.json").exists():
+            rankers = ["uniform", f"cloned=policy:{self.plain_zip}", f"prm=prm:{self.agentprm_zip}"]
+            words = f"--panel generated --labels oracle --max-states {self.size.n_states} --overwrite".split()
+            status = agentprm(["bench", *rankers, *words, "--seed", str(self.seed), "--out", str(out)])
+            if status:
+                raise RuntimeError(f"agentprm bench ended with status {status}")
         figures = json.loads((out / "result.json").read_text(encoding="utf-8"))["figures"]
-        wanted = ("pair_accuracy", "top1", "kendall_tau")
-        return {key: value for key, value in figures.items() if key.split("/")[1].startswith(wanted)}
+        wanted = [
+            f"{ranker}/{metric}{end}" for ranker in RANKERS for metric in RANKING for end in ("", "_low", "_high")
+        ]
+        return {key: figures[key] for key in wanted}
 
     # ------------------------------------------------------------------ all of it
     def run(self) -> dict[str, dict[str, Any]]:

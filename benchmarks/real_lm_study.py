@@ -12,8 +12,8 @@ commands, so the process reward model and all that is done with it see commands 
    the expert's reasons. It plays with reasons (``sft_reasons``) and without (``sft``).
 4. ``agentprm``: one iteration of AgentPRM from there: rollouts with branches, the PRM's fit, the improvement.
 5. ``best_of_N``: the cloned policy with the PRM choosing among N draws, N of 2, 4 and 8; 1 is the cloned policy itself.
-6. ``ranking``: pair accuracy within states of the exact benchmark (panel ``generated``, optimal values): a uniform ranker, the
-   cloned policy, the PRM.
+6. ``ranking``: the exact benchmark (panel ``generated``, optimal values), within states and over all commands: a uniform
+   ranker, the cloned policy, the PRM.
 
 Every policy plays the same held-out games (``valid_seen``), sampled at temperature 1. Rates stand with 95 % Wilson intervals,
 and differences from the cloned policy without reasons with McNemar's exact test. One seed: between seeds nothing is known.
@@ -39,7 +39,7 @@ from agentprm_gym.episodes import read_episodes
 from agentprm_gym.prm import load_prm
 from algorithms import paired_difference
 from algorithms.cli.output import provenance, write_json
-from benchmarks._real_lm_stages import BEST_OF, TURNS, Size, Study, TimeIsOverError
+from benchmarks._real_lm_stages import BEST_OF, RANKERS, RANKING, TURNS, Size, Study, TimeIsOverError
 
 RESULTS = Path(__file__).parent / "results"
 PLAYED = ("prompted", "sft_reasons", "sft", *(f"best_of_{n}" for n in BEST_OF), "agentprm")
@@ -92,10 +92,19 @@ def page_of(figures: dict[str, float], study: Study, quick: bool) -> str:
     for what in ("malformed", "inadmissible", "cut"):
         a, b = (100 * figures[f"answers_{name}_{what}"] for name in ("base", "sft"))
         lines.append(f"| {what} % | {a:.1f} | {b:.1f} |")
-    lines += ["", "| pair accuracy within states % | |", "|---|---|"]
-    for name in ("uniform", "cloned", "prm"):
-        low, value, high = (100 * (figures[f"ranking_{name}/pair_accuracy{end}"] or 0) for end in ("_low", "", "_high"))
-        lines.append(f"| {name} | {value:.1f} [{low:.1f}, {high:.1f}] |")
+    lines += [
+        "",
+        f"| ranking %, {study.size.n_states} states | {' | '.join(RANKING.values())} |",
+        "|---|---|---|---|---|",
+    ]
+    for ranker in RANKERS:
+        cells = []
+        for metric in RANKING:
+            key = f"ranking_{ranker}/{metric}"
+            found = [figures[f"{key}{end}"] for end in ("", "_low", "_high")]
+            # A metric that is not defined, as where all values are equal, is null.
+            cells.append("" if None in found else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 * x for x in found)))
+        lines.append(f"| {ranker} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *_episode(study)]) + "\n"
 
 
