@@ -20,8 +20,8 @@ and differences from the cloned policy without reasons with McNemar's exact test
 
 Work is kept in ``--work``: a stage that is done is not done again, an evaluation goes on with the games that are left, AgentPRM
 with its next stage, SFT with its next part. With ``--minutes`` nothing new is begun after so many minutes of this call; run the
-same line again to go on. From what one core computes (280 tokens a second forward, 90 forward and backward) all of it takes
-about two and a half hours on two free cores. ``seconds`` in the result says where the time went. The page
+same line again to go on. All of it took about three hours and a half on two cores, not always free ones: one core computes 280
+tokens a second forward and 90 forward and backward. ``seconds`` in the result says where the time went. The page
 ``benchmarks/results/real_lm_study.md`` shows the table and one whole episode with its reasons and the PRM's scores.
 """
 
@@ -63,7 +63,8 @@ def figures_of(found: dict[str, dict[str, Any]], study: Study) -> dict[str, floa
         figures |= {
             f"answers_{name}_{key}": value for key, value in found[f"answers_{name}"].items() if key != "seconds"
         }
-    figures |= {f"ranking_{key}": value for key, value in found["ranking"].items() if key != "seconds"}
+    for key in (f"{ranker}/{metric}" for ranker in RANKERS for metric in RANKING):
+        figures |= {f"ranking_{key}{end}": found["ranking"][f"{key}{end}"] for end in ("", "_low", "_high")}
     figures |= {f"seconds_{name}": data["seconds"] for name, data in found.items()}
     figures["seconds"] = sum(data["seconds"] for data in found.values())
     return figures
