@@ -24,11 +24,12 @@ LOGDIR      ?= runs
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-adapters test-lowest lint types format audit bench docs notebook tensorboard clean
+.PHONY: help install demo test test-ci test-slow test-adapters test-lowest lint types format audit bench docs notebook tensorboard clean
 
 help:
 	@echo "make demo         train AgentPRM from nothing and print the table (DEMO_ARGS=...)"
 	@echo "make test         the tests that take seconds, in two processes (WORKERS=2 PYTEST_ARGS=...)"
+	@echo "make test-ci      the tests that .ci/run runs beside these: ten minutes more"
 	@echo "make test-slow    all tests; minutes more, for once a week"
 	@echo "make test-adapters  the tests of what plugs into other packages, with these packages, in .venv-adapters"
 	@echo "make test-lowest  the quick tests with the lowest versions that pyproject.toml allows, in .venv-lowest"
@@ -66,6 +67,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-ci: $(STAMP)
+	OMP_NUM_THREADS=1 $(PYTEST) -m "ci and not gpu" $(PYTEST_ARGS)
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not gpu" $(PYTEST_ARGS)

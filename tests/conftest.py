@@ -18,6 +18,16 @@ from tests.cli_helpers import Cli, Done
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is marked ``ci`` is ``slow``, too, so that ``-m "not slow"`` is the default suite."""
+    for item in items:
+        if item.get_closest_marker("ci"):
+            if item.get_closest_marker("slow"):
+                raise pytest.UsageError(f"{item.nodeid} is marked slow and ci; ci is for what .ci/run runs: keep one")
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def names_of_this_test() -> Iterator[None]:
     """What a test registers is gone after it: messages, pages and defaults name all that is registered."""

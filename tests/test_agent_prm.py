@@ -370,6 +370,7 @@ def test_a_prm_learns_to_order_the_commands_of_a_state(learner: str) -> None:
 
 
 # ---------------------------------------------------------------------- the whole loop
+@pytest.mark.ci
 def test_agent_prm_solves_a_small_toy(learner: str) -> None:
     """From a random policy: its own rollouts, its own PRM, its own pairs."""
     toy = make_toy(words=["apple", "bowl", "candle", "mug"])

@@ -253,6 +253,7 @@ def test_the_pooled_auc_by_hand() -> None:
     assert report["pooled_auc"].overall.value == pytest.approx(won / total)
 
 
+@pytest.mark.ci
 def test_the_pooled_auc_of_many_scores_is_exact_and_its_samples_are_near() -> None:
     states = small_panel(60, 4)
     rng = np.random.default_rng(0)
@@ -380,6 +381,7 @@ def test_games_are_resampled_and_not_states() -> None:
     assert once.low < once.value < once.high
 
 
+@pytest.mark.ci
 def test_an_interval_covers_the_truth_as_often_as_it_says() -> None:
     covered = 0
     for seed in range(100):

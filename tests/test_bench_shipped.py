@@ -48,6 +48,7 @@ def test_known_rankers_score_as_they_must(panel: Panel) -> None:
     assert uniform["pair_accuracy"].overall.value == pytest.approx(0.5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["generated", "real"])
 def test_labels_are_made_again_to_the_last_digit(name: str) -> None:
     source = "generated" if name == "generated" else "alfworld"
@@ -64,7 +65,9 @@ def test_labels_are_made_again_to_the_last_digit(name: str) -> None:
         assert _rounded(fair_labels(game, bare)) == state.labels["fair"]
 
 
-@pytest.mark.parametrize("name", ["generated", pytest.param("real", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [pytest.param("generated", marks=pytest.mark.ci), pytest.param("real", marks=pytest.mark.slow)]
+)
 def test_labels_of_the_policy_are_made_again(name: str) -> None:
     """The policy draws with the same random numbers; where a probability rounds otherwise, it may draw another command."""
     source = "generated" if name == "generated" else "alfworld"

@@ -172,6 +172,7 @@ def without_times(folder: Path) -> list[str]:
     return lines[: lines.index(' "run": {')]
 
 
+@pytest.mark.ci
 def test_the_same_evaluation_twice_gives_the_same_files_apart_from_times(learner: str, tmp_path: Path) -> None:
     """With two processes, and the commands of docs/protocol.md."""
     root = Path(__file__).parents[1]

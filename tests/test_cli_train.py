@@ -324,6 +324,7 @@ def test_other_games_in_the_same_folder_are_noticed(cli: Cli, learner: str, tmp_
     assert done.status == 2 and "number of games was 4, is now 6" in done.err
 
 
+@pytest.mark.ci
 def test_seeds_go_on_together(cli: Cli, learner: str, tmp_path: Path) -> None:
     run = ("train", "--algo", STOPPING + "GRPO", "--policy", learner, "--timesteps", 200, "--seeds", 3)
     run = (*run, "--set", *SMALL_GROUPS, *SMALL_RUN)
@@ -352,6 +353,7 @@ def test_training_stops_after_so_many_minutes_and_goes_on(cli: Cli, learner: str
 
 
 # ---------------------------------------------------------------------- demo
+@pytest.mark.ci
 def test_the_demo_goes_on_where_it_was_interrupted(
     cli: Cli, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_algorithm(subject: Subject, check: Check) -> None:
     check(subject)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("env", ["TextIdentity-v0", DoorEnv], ids=["id", "a stranger's"])
 def test_environments_are_made_from_an_id_or_a_function(learner: str, env: Any) -> None:
     check_algorithm(lambda made: make_model(algorithms.GRPO, learner, made), env)

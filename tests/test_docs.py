@@ -142,6 +142,7 @@ def test_readme(workshop: Path) -> None:
     assert {"sft.zip", "agentprm.zip", "demos.jsonl.gz"} <= {path.name for path in workshop.iterdir()}
 
 
+@pytest.mark.ci
 @names([page for page in DOCS if page.name != "games.md" and any(not b.startswith(">>>") for b in blocks(page))])
 def test_code_runs(
     page: Path, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -321,6 +321,7 @@ def test_auto_resets_follow_the_queue():
     assert seen == [f"You see {DEFAULT_WORDS[i]}." for i in (5, 2, 7)]
 
 
+@pytest.mark.ci
 def test_subprocesses_give_what_one_process_gives():
     def steps(venv):
         venv.seed(0)

@@ -26,6 +26,7 @@ def run(name: str, folder: Path, *words: object) -> str:
     return done.stdout
 
 
+@pytest.mark.ci
 def test_own_reward(tmp_path: Path, learner: str) -> None:
     said = run("own_reward.py", tmp_path, "--policy", learner, "--timesteps", 1, "--n-games", 2)
     assert re.search(r"^\d+ of 32 games won$", said, re.MULTILINE)

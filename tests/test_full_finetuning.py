@@ -341,6 +341,7 @@ def test_a_save_says_the_same_again(algorithm: type, tied: str, toy: VecEnv, tmp
     assert start.learn(1).policy_kwargs["lora"] is None
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("algorithm", [SFT, PPO, AgentPRM, InversePRM], ids=lambda a: a.__name__)
 def test_a_run_that_is_resumed_ends_as_one_that_was_not_broken(
     algorithm: Any, learner: str, toy: VecEnv, tmp_path: Path

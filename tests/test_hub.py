@@ -318,6 +318,7 @@ def test_the_command_uploads(cli: Cli, hub: Hub, tiny: Path, scalar: Path, measu
     assert done.status == 0, done.err
 
 
+@pytest.mark.ci
 def test_the_command_writes_a_folder_without_a_network(cli: Cli, tiny: Path, scalar: Path, tmp_path: Path) -> None:
     done = cli("push", tiny, "--folder", "repository")
     assert done.status == 0, done.err

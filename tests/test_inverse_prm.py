@@ -266,6 +266,7 @@ def exact(model: Any) -> list[float]:
     return q
 
 
+@pytest.mark.ci
 def test_the_exact_q_of_a_chain(learner: str) -> None:
     """Monte Carlo finds Q of the policy that rolls out; demonstrations find which command is better."""
     policy: Any = SFT(learner, make_chain(), demonstrations=[walk()], seed=0)

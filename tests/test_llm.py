@@ -109,9 +109,9 @@ def test_free_text_has_the_probability_that_the_library_gives_it(folder: str) ->
 def test_batch_size_does_not_matter(folder: str, way: tuple[str, bool]) -> None:
     mode, reasons = way
     lm = load(folder, reasons=reasons)
-    episodes = make_episodes(32)
-    together = act(lm, mode, episodes, 32)
-    for n_rows, which in ((7, slice(0, 14)), (1, slice(0, 3))):
+    episodes = make_episodes(16)
+    together = act(lm, mode, episodes, 16)
+    for n_rows, which in ((5, slice(0, 8)), (1, slice(0, 2))):
         for a, b in zip(act(lm, mode, episodes[which], n_rows), together[which], strict=True):
             assert [t.response for t in a.turns] == [t.response for t in b.turns]
 

@@ -133,6 +133,7 @@ ODD = {
 GENERATED = {"index": st.integers(0, GENERATED_SIZES["train"] - 1), "commands": COMMANDS}
 
 
+@pytest.mark.ci
 @settings(STABLE, max_examples=100)
 @given(**ODD)
 def test_both_engines_agree_on_any_play_of_oddities(
@@ -141,6 +142,7 @@ def test_both_engines_agree_on_any_play_of_oddities(
     agree_on(stock, odd_game(task_type, f"loc_bar_{start}").in_grammar(grammar), commands)
 
 
+@pytest.mark.ci
 @settings(UNSHRUNK, max_examples=12)
 @given(**GENERATED)
 def test_both_engines_agree_on_any_play_of_generated_games(

@@ -71,6 +71,7 @@ def test_mlflow_has_the_curves_and_the_settings(
     assert_same(found, tmp_path / "run")
 
 
+@pytest.mark.ci
 def test_wandb_writes_an_offline_run(cli: Cli, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = loaded("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -34,6 +34,7 @@ def test_it_is_refused_wherever_it_is_named(surface: str, learner: str) -> None:
             GRPO(learner, make_toy(1), device=f"cuda:{torch.cuda.device_count()}")
 
 
+@pytest.mark.ci
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs two cores")
 def test_a_small_model_takes_one_thread_until_the_user_sets_another_number(learner: str) -> None:
     """In a process of its own, with torch's default number of threads; playing and learning, until it is set."""

@@ -471,6 +471,7 @@ def play(lm: LanguageModel, mode: str, episodes: Sequence[Episode]) -> tuple[lis
 
 
 class TestOutOfMemory:
+    @pytest.mark.ci
     @pytest.mark.parametrize("mode", ["constrained", "score", "generate"])
     @pytest.mark.parametrize("most", [3, 1])
     def test_rows_are_taken_fewer_at_a_time_and_say_the_same(

@@ -48,7 +48,7 @@ def again() -> Iterator[list[dict[str, Any]]]:
     yield [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.mark.slow  # half a minute; .ci/run runs it
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_it_runs_and_shows_what_is_saved(again: list[dict[str, Any]]) -> None:
     assert [kinds(cell) for cell in again] == [kinds(cell) for cell in CODE]

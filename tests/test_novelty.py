@@ -117,6 +117,7 @@ class TestHidden:
         predictions = torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]]])
         assert disagreement(predictions).tolist() == [0.5]  # variances 1 and 0
 
+    @pytest.mark.ci
     @pytest.mark.parametrize("kind", [RNDReward, DisagreementReward])
     def test_what_was_seen_often_is_worth_less(self, kind: type) -> None:
         reward = kind(coef=1.0, max_reward=1e9)

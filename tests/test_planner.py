@@ -155,6 +155,7 @@ def _compare(task_type: str, seeds: range) -> None:
     assert n_rooms >= len(seeds) / 3 and n_states >= 50 * len(seeds) and n_hopeless > 0
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 def test_the_costs_are_those_of_a_search_through_all_states(task_type: str) -> None:
     _compare(task_type, range(12))

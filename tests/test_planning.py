@@ -387,6 +387,7 @@ class TestWorldModel:
         shortened = [one for one in data if len(model._encode(one.task, one.turns)) > 1]
         assert bool(shortened) == (context == 160)
 
+    @pytest.mark.ci
     def test_fitted_on_transitions_it_imagines_the_game(self, learner: str, stranger: str, tmp_path: Path) -> None:
         won = walk()
         lost = Episode(**{**{f: getattr(won, f) for f in ("game_id", "split", "task_type", "task")}, "success": False})

@@ -281,8 +281,8 @@ def test_bad_arguments_are_refused(cls: Any, kwargs: dict[str, Any], message: st
         cls("tiny", toy, **kwargs)
 
 
-# One of them by default; each takes several seconds.
-ECHOES = [c if c is GRPO else pytest.param(c, marks=pytest.mark.slow) for c in (*CLASSES, OnlineDPO)]
+# One of them by .ci/run; each takes several seconds.
+ECHOES = [pytest.param(c, marks=pytest.mark.ci if c is GRPO else pytest.mark.slow) for c in (*CLASSES, OnlineDPO)]
 
 
 @pytest.mark.parametrize("cls", ECHOES)

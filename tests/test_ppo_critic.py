@@ -36,6 +36,7 @@ def saved(request: pytest.FixtureRequest, learner: str, toy: VecEnv, tmp_path_fa
     return path
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_a_state_is_worth_what_the_policy_expects_of_its_next_command(
     temperature: float, saved: Path, learner: str, toy: VecEnv

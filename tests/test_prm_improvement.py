@@ -109,6 +109,7 @@ def test_a_stronger_pull_stays_nearer_the_reference(lm: LanguageModel, how: dict
     assert moved[0] > 1.5 * moved[1]
 
 
+@pytest.mark.ci
 def test_the_closed_form_ends_at_the_optimum_in_closed_form(lm: LanguageModel) -> None:
     """The reference times exp(Q / beta), where Q is .5, the PRM's, of a command never tried and 1 or 0 of those that were."""
     table = QTable(0.95)
@@ -149,6 +150,7 @@ def tempered(lm: LanguageModel, temperature: float, n: int) -> list[float]:
     return [asked.count(c) / max(1, len(asked)) for c in bandit("look", False).turns[0].admissible_commands]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("temperature", [0.4, 2.5])
 def test_stage_3_samples_at_its_own_temperature(lm: LanguageModel, temperature: float) -> None:
     episode = bandit("look", False)
@@ -160,6 +162,7 @@ def test_stage_3_samples_at_its_own_temperature(lm: LanguageModel, temperature: 
     assert found == pytest.approx([x / sum(pairs) for x in pairs], abs=0.08)
 
 
+@pytest.mark.ci
 def test_the_objective_is_about_the_policy_as_it_is_sampled(lm: LanguageModel) -> None:
     """The optimum ``reference * exp(score / beta)`` is reached by the distribution at the temperature of the samples."""
     table = QTable(0.95)
@@ -235,6 +238,7 @@ def test_a_command_is_judged_alike_alone_and_among_others(lm: LanguageModel) -> 
                 torch.testing.assert_close(alone[0], q, atol=1e-5, rtol=0)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("form", ["scalar", "log_prob"])
 @pytest.mark.parametrize("how", OBJECTIVES, ids=lambda how: "-".join(how.values()))
 def test_how_many_episodes_a_forward_pass_takes_changes_nothing(

@@ -58,6 +58,7 @@ def test_every_logged_observation_and_win_is_the_same(episodes: list[tuple[Game,
     assert sum(replay(engine, game, row) for game, row in episodes) == 4275
 
 
+@pytest.mark.ci
 def test_a_sample_is_the_same_on_the_stock_engine(episodes: list[tuple[Game, dict[str, Any]]]) -> None:
     engine = make_engine("textworld")
     assert sum(replay(engine, game, row) for game, row in episodes[::30]) > 50

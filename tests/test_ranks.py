@@ -25,7 +25,10 @@ pytest.importorskip("accelerate", reason="processes meet by accelerate: pip inst
 ROOT = Path(__file__).parents[1]
 #: One of each kind of training, and the others.
 FIRST, MORE = ("SFT", "GRPO", "AgentPRM"), ("PPO", "RFT", "OnlineDPO", "InversePRM")
-NAMES = [*FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+NAMES = [
+    *(pytest.param(name, marks=pytest.mark.ci) for name in FIRST),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in MORE),
+]
 
 
 def launch(words: list[str], size: int, cwd: Path) -> list[subprocess.CompletedProcess[str]]:

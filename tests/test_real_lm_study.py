@@ -54,6 +54,7 @@ def test_a_folder_of_unknown_work_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["sft.json"]
 
 
+@pytest.mark.ci
 def test_the_seconds_of_a_killed_call_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "stage.seconds"
     wait = (

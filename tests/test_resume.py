@@ -146,6 +146,7 @@ def test_a_run_that_goes_on_after_any_stage_ends_like_one_that_was_not_broken(
     assert state_path(run).exists()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("algorithm", list(STAGES), ids=lambda a: a.__name__)
 def test_a_run_is_killed_in_the_middle_of_a_stage(algorithm: type, learner: str, toy: VecEnv, tmp_path: Path) -> None:
     """Killed while it improves the policy, whose weights are then half-way."""
@@ -184,6 +185,7 @@ def test_the_model_of_an_iteration_is_an_ordinary_save(unbroken: Any, toy: VecEn
 
 
 # ---------------------------------------------------------------------- the others
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("algorithm", "settings"),
     [

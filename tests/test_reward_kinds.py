@@ -252,6 +252,7 @@ def play_out(folder, reward, gamma, depth=5, **kwargs):
     return out
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 @pytest.mark.parametrize("reward", ["oracle_potential", "progress"])
 def test_potentials_leave_every_ranking_of_policies_as_it_was(tiny_room, reward, gamma):

@@ -121,6 +121,7 @@ def test_a_reason_is_part_of_what_is_judged(prm: ProcessRewardModel) -> None:
     assert scores[0] != scores[1]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("form", ["potential", "value", "advantage"])
 def test_rollouts_are_paid_what_single_environments_pay(prm: ProcessRewardModel, form: str) -> None:
     """Rollouts reset single environments of a vector, which a wrapper around it has to notice."""
@@ -143,6 +144,7 @@ REASONS: dict[str, Any] = {"reason": True, "template": "full", "max_new_tokens":
 WRITER: dict[str, Any] = {"action_mode": "generate", "template": "full", "max_new_tokens": 12, "reason": True}
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("kwargs", "reads"), [(REASONS, True), (REASONS, False), (WRITER, True)])
 @pytest.mark.parametrize("wrapper", ["vec", "single", "id"])

@@ -241,6 +241,7 @@ def half_written(states: list[State]) -> list[State]:
     return chosen
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["AgentPRM", "SFT with DAgger"])
 def test_some_kills(name: str, learner: str, toy: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where played episodes that a checkpoint names are written again, by AgentPRM's search, and shortly before the end."""
@@ -264,6 +265,7 @@ def test_all_kills(name: str, learner: str, toy: VecEnv, tmp_path: Path, monkeyp
 
 
 # ---------------------------------------------------------------------- what else a checkpoint must hold
+@pytest.mark.ci
 def test_what_a_diverged_policy_played_is_still_known_after_a_kill(
     learner: str, toy: VecEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +284,7 @@ def test_what_a_diverged_policy_played_is_still_known_after_a_kill(
     assert same(resumed.learn(LONG, reset_num_timesteps=False), whole)
 
 
+@pytest.mark.ci
 def test_a_checkpoint_of_version_0_2_goes_on(learner: str, toy: VecEnv, tmp_path: Path) -> None:
     """It lists iterations, whose episodes were written once."""
     model = make_model(InversePRM, learner, toy, n_iterations=1)

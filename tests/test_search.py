@@ -73,6 +73,7 @@ def check_scores(prm: ProcessRewardModel, episodes: Sequence[Episode]) -> None:
             assert turn.command == max(scores_of(turn), key=scores_of(turn).__getitem__)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("reason", "reads"), [(False, True), (True, True), (True, False)])
 def test_best_of_n_weighs_draws_and_executes_the_best(
     prm: ProcessRewardModel, household: VecEnv, reason: bool, reads: bool
@@ -155,6 +156,7 @@ def test_one_vote_is_the_policy_itself(policy: LLMPolicy, household: VecEnv) -> 
     assert commands(evaluate(VoteActor(policy.actor(N_ENVS), 1), household, games=range(3), seed=3)) == commands(plain)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("depth", [1, 2])
 def test_look_ahead_sees_what_wins(prm: ProcessRewardModel, depth: int) -> None:
     """One or two commands before the end of a game it finds the rest, whatever the process reward model thinks."""

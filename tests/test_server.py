@@ -224,6 +224,7 @@ def test_what_a_server_refuses_is_said_at_once(server: Server) -> None:
     assert policy.client.usage.retries == 0 and policy.client.usage.failures == 1
 
 
+@pytest.mark.ci
 def test_a_server_that_dies_takes_no_finished_episode_along(served_model: str, tmp_path: Path) -> None:
     env = venv(2, max_episode_steps=20)
     finished: list[Episode] = []

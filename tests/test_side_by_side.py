@@ -72,6 +72,7 @@ def test_an_error_ends_all_searches(error: BaseException) -> None:
         assert n_threads() == before
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("search", ["predictive", "beam"])
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_plans_in_a_learned_world_are_those_of_each_episode_alone(

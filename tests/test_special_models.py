@@ -69,6 +69,7 @@ def logits(lm: LanguageModel, adapter: str | None, ids: list[int]) -> torch.Tens
 
 
 # ---------------------------------------------------------------------- one distribution
+@pytest.mark.ci
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way[0]}{'+reason' * way[1]}")
 def test_acting_equals_training(folder: str, kind: str, way: tuple[str, bool]) -> None:
     """Cached and merged while acting; in one pass, with gradients, while training."""

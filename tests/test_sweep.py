@@ -69,6 +69,7 @@ def words(space: str, saved: Path, *more: object) -> tuple[object, ...]:
     return ("sweep", "--space", space, "--eval-games", 3, "--out", "sweep", *train, *more)
 
 
+@pytest.mark.ci
 def test_a_sweep_finds_the_best_of_its_trials_and_goes_on(cli: Cli, space: str, saved: Path, tmp_path: Path) -> None:
     done = cli(*words(space, saved, "--trials", 2))
     assert done.status == 0, done.err

@@ -225,6 +225,7 @@ def test_the_reference_stays_the_first_policy_and_survives_a_restart(learner: st
     assert common and all(shared[0][k] == pytest.approx(shared[-1][k], abs=1e-5) for k in common)
 
 
+@pytest.mark.ci
 def test_a_run_that_is_killed_goes_on_with_the_same_targets(learner: str, tmp_path: Path) -> None:
     """Values of states are no part of a checkpoint: they are fitted again, from the same random stream."""
     toy = make_toy()

@@ -89,6 +89,7 @@ def test_cached_says_what_stock_says_in_a_generated_game(
     assert any(frame.won for frame in frames)
 
 
+@pytest.mark.ci
 def test_cached_says_what_stock_says_in_a_real_game(
     cached: TextWorldEngine, stock: TextWorldEngine, real_games: GameList
 ) -> None:
@@ -121,6 +122,7 @@ ODD_TEMPLATES = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("old", "new"), ODD_TEMPLATES.values(), ids=ODD_TEMPLATES)
 def test_cached_says_what_stock_says_where_commands_depend_on_facts(
     cached: TextWorldEngine, stock: TextWorldEngine, old: str, new: str
@@ -167,6 +169,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("key", "old", "new"), BROKEN.values(), ids=BROKEN)
 def test_both_refuse_the_same_games_and_leave_the_arguments(
     cached: TextWorldEngine, stock: TextWorldEngine, key: str, old: str, new: str
@@ -301,6 +304,7 @@ def test_make_engine_caches() -> None:
     engine.close()
 
 
+@pytest.mark.ci
 def test_textworld_itself_is_as_it_was() -> None:
     """Whoever uses TextWorld in the same process gets all of it, and the process ends well without a `close`."""
     script = """

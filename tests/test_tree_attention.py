@@ -234,6 +234,7 @@ def test_random_trees_attend_as_their_masks_say() -> None:
         torch.testing.assert_close(some[[start + i for i in which]], dense[row, which], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("mode", ["constrained", "score", "generate"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_acting_is_the_same(architecture: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

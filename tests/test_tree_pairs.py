@@ -79,6 +79,7 @@ class TestTrees:
         assert all(0.0 <= p.epsilon < 0.5 for p in pairs)
         assert all(p.chosen != p.rejected for p in pairs)
 
+    @pytest.mark.ci
     def test_it_learns_the_chain_from_trees(self, learner: str, tmp_path: Path) -> None:
         tree = {"n_trees": 8, "n_iterations": 16, "n_children": 2, "depth": 4, "backup": "max", "gamma": 0.9}
         model = make_model(OnlineDPO, learner, make_chain(), tree=tree, learning_rate=1e-2)

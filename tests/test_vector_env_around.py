@@ -90,6 +90,7 @@ def make_one():
     return gym.make("agentprm_gym:TextIdentity-v0", n_turns=2)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("make_venv", [DummyVecEnv, lambda fns: SubprocVecEnv(fns, start_method="spawn")])
 def test_sb3_monitors_it_from_outside(make_venv):
     venv = VecMonitor(make_venv([make_one, make_one]))

@@ -40,6 +40,7 @@ def policy() -> LLMPolicy:
     return policy
 
 
+@pytest.mark.ci
 def test_episodes_are_those_of_one_process(policy: LLMPolicy) -> None:
     def alone() -> list[list[str]]:
         venv = make_eval_env(n_envs=3, **GAMES)
@@ -78,6 +79,7 @@ def test_episodes_are_those_of_one_process(policy: LLMPolicy) -> None:
         assert n_played == len(TASKS) and workers.n_replaced == 1
 
 
+@pytest.mark.ci
 def test_what_a_process_dies_of_is_told(policy: LLMPolicy) -> None:
     with (
         RolloutWorkers(policy, no_environments, 1) as workers,
@@ -95,6 +97,7 @@ def test_processes_that_end_again_and_again_are_not_replaced_for_ever(policy: LL
         workers.collect(TASKS[:1])
 
 
+@pytest.mark.ci
 def test_an_algorithm_learns_the_same_from_workers(learner: str) -> None:
     def learnt(n_workers: int) -> tuple[int, int, list[torch.Tensor]]:
         model = make_model(GRPO, learner, make_alfworld(max_episode_steps=4))
