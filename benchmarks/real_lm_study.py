@@ -87,7 +87,8 @@ def page_of(figures: dict[str, float], study: Study, quick: bool) -> str:
         if name != "sft":
             low, high = figures[f"{name}_over_sft_low"], figures[f"{name}_over_sft_high"]
             over = f"{100 * figures[f'{name}_over_sft']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-            p = f"{figures[f'{name}_over_sft_p']:.3f}"
+            value = figures[f"{name}_over_sft_p"]
+            p = f"{value:.3f}" if value >= 0.001 else "< 0.001"
         lines.append(f"| {name} | {rate} | {over} | {p} |")
     lines += ["", "| answers written freely | as it is | cloned |", "|---|---|---|"]
     for what in ("malformed", "inadmissible", "cut"):
