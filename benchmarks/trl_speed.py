@@ -49,8 +49,8 @@ from algorithms.common.measure.evaluation import make_eval_env
 RESULTS = Path(__file__).parent / "results"
 GAMES = {"split": "train", "games": "generated"}
 LORA = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear"}
-#: Episodes an update, and a forward pass.
-BATCH, MICRO = 4, 2
+#: Episodes an update, and a forward pass. Of a model of 0.1 billion parameters two episodes were more than 19 GB in TRL.
+BATCH, MICRO = 4, 1
 #: Of GRPO: games a step, episodes of each, turns of an episode, tokens of an answer.
 N_GAMES, GROUP, TURNS, ANSWER = 1, 4, 4, 24
 
@@ -167,8 +167,7 @@ def trl_sft(model: str, shown: list[Episode], way: str, checkpointing: bool, fol
         rows = [
             {"prompt": chat[: i + 1], "completion": [chat[i + 1]]} for chat in chats for i in range(0, len(chat), 2)
         ]
-        # As many turns a step as that many episodes have. A forward pass has few: the last turns are whole episodes long, and
-        # the logits of all turns of two episodes over 50,000 tokens would be 8 GB.
+        # As many turns a step as that many episodes have. A forward pass has one: the last turns are whole episodes long.
         mean = max(1, len(rows) // len(chats))
         per_device, accumulation = MICRO, BATCH * mean // MICRO
     config = SFTConfig(
@@ -270,7 +269,8 @@ def measure(kind: str, args: argparse.Namespace) -> dict[str, float]:
             [sys.executable, "-m", "benchmarks.trl_speed", *words], capture_output=True, text=True, env=env
         )
         if done.returncode:
-            raise RuntimeError(f"{kind} by {whose} failed:\n{done.stderr[-3000:]}")
+            killed = f" (killed by signal {-done.returncode}; 9: often for memory)" if done.returncode < 0 else ""
+            raise RuntimeError(f"{kind} by {whose} failed{killed}:\n{done.stderr[-3000:]}")
         found[whose] = json.loads(done.stdout.splitlines()[-1])
     seconds = {whose: statistics.median(data["seconds"]) for whose, data in found.items()}
     return {
