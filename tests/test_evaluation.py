@@ -38,7 +38,9 @@ def test_each_game_is_played_once_and_alike_however_many_run_at_once(policy: Any
     venv, other = make_alfworld(2), make_alfworld(5)
     games = venv.get_attr("games", indices=[0])[0]
     few = evaluate(policy.actor(2), venv, games=range(4), seed=3, policy_name="me")
-    many = evaluate(policy.actor(5), other, games=range(4), seed=3)
+    turns: list[int] = []
+    many = evaluate(policy.actor(5), other, games=range(4), seed=3, on_turns=turns.append)
+    assert sum(turns) == sum(len(episode.turns) for episode in many) and max(turns) == 4
     assert [e.game_id for e in few] == list(games.game_ids[:4])
     assert commands(few) == commands(many)
     assert commands(few) != commands(evaluate(policy.actor(2), venv, games=range(4), seed=4))

@@ -298,7 +298,7 @@ def _play(
     with progress.progress(console) as bars, progress.stage(bars, label, n) as done:
         count = progress.counted(done)
 
-        path, n_kept = args.out / folders.UNFINISHED, len(kept)
+        path, n_kept, n_turns = args.out / folders.UNFINISHED, len(kept), 0
 
         def on_episode(episode: Episode) -> None:
             nonlocal n_kept
@@ -310,8 +310,15 @@ def _play(
             )
             count(episode)
 
+        def on_turns(n: int) -> None:
+            # With as many environments as games, no game is over for a long time.
+            nonlocal n_turns
+            n_turns += n
+            done.tell(f"{n_turns:,} turns")
+
+        told: dict[str, Any] = {"on_episode": on_episode, "on_turns": on_turns}
         with actors.merged(actor):
-            return evaluate(actor, venv, games=games, seed=args.seed, policy_name=name, on_episode=on_episode)
+            return evaluate(actor, venv, games=games, seed=args.seed, policy_name=name, **told)
 
 
 def _kept(args: argparse.Namespace, about: dict[str, Any]) -> list[Episode]:

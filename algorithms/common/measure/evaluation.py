@@ -229,6 +229,7 @@ def evaluate(
     seed: int = 0,
     policy_name: str = "",
     on_episode: Callable[[Episode], None] | None = None,
+    on_turns: Callable[[int], None] | None = None,
 ) -> list[Episode]:
     """Play every game of the environment's split exactly once.
 
@@ -240,6 +241,7 @@ def evaluate(
         seed: of the episodes' random streams, 0 or more; the episode of game i has the same stream for every player.
         policy_name: written into the episodes.
         on_episode: called with each finished episode, as soon as it is finished.
+        on_turns: called after each step of the environments with how many episodes took a turn in it.
 
     Returns:
         The episodes in the order of the games.
@@ -259,7 +261,13 @@ def evaluate(
     lm = _language_model(actor)
     if lm is not None:
         use_fast_threads(lm)
-    rollouts = collect(actor, venv, tasks, policy_name=policy_name, on_episode=on_episode)
+
+    def on_step(names: dict[str, Any]) -> bool:
+        if on_turns is not None:
+            on_turns(int(names["n_running"]))
+        return True
+
+    rollouts = collect(actor, venv, tasks, policy_name=policy_name, on_step=on_step, on_episode=on_episode)
     assert rollouts is not None
     return [r.episode for r in rollouts]
 
