@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from agentprm_gym.episodes import Turn
+from agentprm_gym.llm import lean, tree_attention
 from agentprm_gym.llm.cache import token_bytes
 from agentprm_gym.llm.decoder import Extension, TranscriptDecoder
 from agentprm_gym.llm.model import AdapterMismatchError, LanguageModel
@@ -114,6 +115,27 @@ def test_batch_size_does_not_matter(folder: str, way: tuple[str, bool]) -> None:
     for n_rows, which in ((5, slice(0, 8)), (1, slice(0, 2))):
         for a, b in zip(act(lm, mode, episodes[which], n_rows), together[which], strict=True):
             assert [t.response for t in a.turns] == [t.response for t in b.turns]
+
+
+@pytest.mark.parametrize("scores", [1, 3000])
+def test_how_many_scores_are_in_memory_changes_nothing(
+    folder: str, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a transcript is long, its queries attend some at a time."""
+    lm, episodes = load(folder), make_episodes(4)
+    plain = act(lm, "constrained", episodes, 4)
+    taken = list[bool]()
+
+    def probabilities(q: torch.Tensor, k: torch.Tensor, *rest: Any) -> torch.Tensor:
+        taken.append(q.shape[1] == 1 or q.shape[1] * k.shape[0] * k.shape[1] <= scores)
+        return tree_attention.probabilities(q, k, *rest)
+
+    monkeypatch.setattr(lean, "SCORES", scores)
+    monkeypatch.setattr(lean, "probabilities", probabilities)
+    for a, b in zip(act(lm, "constrained", episodes, 4), plain, strict=True):
+        assert [t.response for t in a.turns] == [t.response for t in b.turns]
+        assert [t.log_prob for t in a.turns] == pytest.approx([t.log_prob for t in b.turns], abs=1e-4)
+    assert all(taken) and bool(taken) == isinstance(lm.base.get_decoder(), lean._DECODERS)
 
 
 def test_a_small_cache_changes_nothing_but_the_work(folder: str) -> None:
