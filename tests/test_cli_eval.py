@@ -16,6 +16,7 @@ import pytest
 from agentprm_gym.episodes import Episode, read_episodes, write_episodes
 from agentprm_gym.games import TASK_TYPES, find_games
 from tests.cli_helpers import GENERATED, SMALL_GROUPS, SMALL_RUN, Cli
+from tests.stopping import StoppingEnv  # noqa: F401  # registers Stopping-v0, which is to stay after the first test
 
 SHORT = ("--max-steps", 4, "--n-envs", 2)
 
