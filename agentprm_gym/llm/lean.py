@@ -304,26 +304,24 @@ def extended(
         for feed in feeds if i < len(weights.layers) - 1 else last_rows:
             row, width = feed.keys
             seen, said = (wide(t[row, :width].transpose(0, 1), weights) for t in (keys, values))
-            out[feed.new] = _attended(q[:, feed.new], seen, said, feed.mask, weights.scale)
+            _attend(out[feed.new], q[:, feed.new], seen, said, feed.mask, weights.scale)
         return out
 
     return run(weights, x, rotary(decoder, x, positions), attending, torch.from_numpy(rows))
 
 
-def _attended(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> torch.Tensor:
-    """What the queries of a row read, (n, heads, head_dim): so many at a time that their scores are :data:`SCORES`.
+def _attend(
+    out: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float
+) -> None:
+    """Write what the queries of a row read, (n, heads, head_dim): so many at a time that their scores are :data:`SCORES`.
 
     Where a whole transcript is read again, all scores would be gigabytes, and most of the time would go into page faults.
     """
     step = max(1, SCORES // (k.shape[0] * k.shape[1]))
-    read = []
     for first in range(0, q.shape[1], step):
         some = slice(first, first + step)
-        p = probabilities(q[:, some], k, None if mask is None else mask[some], scale)
-        read.append(torch.bmm(p, v))  # (heads, step, head_dim)
-    return torch.cat(read, 1).transpose(0, 1)
+        p = probabilities(q[:, some], k, None if mask is None else mask[some], scale)  # (heads, step, keys)
+        out[some] = torch.bmm(p, v).transpose(0, 1)
 
 
 def rotary(decoder: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
