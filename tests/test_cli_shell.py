@@ -13,6 +13,7 @@ import pytest
 
 from algorithms.cli.completion import SHELLS
 from algorithms.cli.main import build_parser
+from algorithms.cli.output import provenance
 from tests.bench_helpers import small_panel
 from tests.cli_helpers import GENERATED, SMALL_GROUPS, SMALL_RUN, Cli
 
@@ -187,3 +188,9 @@ def test_doctor_looks_for_every_extra_that_a_user_may_want(cli: Cli) -> None:
     told = {row["what"] for row in json.loads(cli("doctor", "--json").out)}
     for extra in set(extras) - {"dev", "docs", "browser", "serving"}:
         assert told & {Requirement(line).name for line in extras[extra]}, extra
+
+
+def test_a_results_command_names_no_folder_of_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["table1", "--budget", "small", "--runs", "/home/me/x", "--seeds", "0", "1", "--out=/home/me/y", "--work"]
+    monkeypatch.setattr("sys.argv", words)
+    assert provenance()["command"].endswith(" --budget small --seeds 0 1")

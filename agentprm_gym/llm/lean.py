@@ -24,7 +24,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
 
 from agentprm_gym.llm.cache import RaggedCache
 from agentprm_gym.llm.lora_linear import adapter_of
-from agentprm_gym.llm.tree_attention import probabilities
+from agentprm_gym.llm.tree_attention import probabilities, read
 
 #: Decoders whose layers are those that are computed here.
 _DECODERS = (LlamaModel, MistralModel, Qwen2Model)
@@ -243,11 +243,6 @@ def heads_of(x: torch.Tensor, dim: int) -> torch.Tensor:
     return x.view(len(x), -1, dim).transpose(0, 1)
 
 
-def wide(x: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """Keys or values (key_heads, n, head_dim) once for each head of queries."""
-    return x if weights.heads == weights.key_heads else x.repeat_interleave(weights.heads // weights.key_heads, 0)
-
-
 class CachedRow(NamedTuple):
     """New tokens of one row of a cache.
 
@@ -303,7 +298,7 @@ def extended(
         out = torch.empty(q.shape[1], weights.heads, weights.dim, dtype=q.dtype)
         for feed in feeds if i < len(weights.layers) - 1 else last_rows:
             row, width = feed.keys
-            seen, said = (wide(t[row, :width].transpose(0, 1), weights) for t in (keys, values))
+            seen, said = (t[row, :width].transpose(0, 1) for t in (keys, values))  # (key_heads, width, head_dim)
             _attend(out[feed.new], q[:, feed.new], seen, said, feed.mask, weights.scale)
         return out
 
@@ -317,11 +312,11 @@ def _attend(
 
     Where a whole transcript is read again, all scores would be gigabytes, and most of the time would go into page faults.
     """
-    step = max(1, SCORES // (k.shape[0] * k.shape[1]))
+    step = max(1, SCORES // (q.shape[0] * k.shape[1]))
     for first in range(0, q.shape[1], step):
         some = slice(first, first + step)
         p = probabilities(q[:, some], k, None if mask is None else mask[some], scale)  # (heads, step, keys)
-        out[some] = torch.bmm(p, v).transpose(0, 1)
+        out[some] = read(p, v).transpose(0, 1)
 
 
 def rotary(decoder: Any, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from agentprm_gym.llm.lean import Weights, heads_of, rotary, run, turn, wide
+from agentprm_gym.llm.lean import Weights, heads_of, rotary, run, turn
 from agentprm_gym.llm.tree_attention import FlatTrees, attend, attend_back
 
 
@@ -38,7 +38,7 @@ class _Decoder(torch.autograd.Function):
         sums: list[list[torch.Tensor]] = []
 
         def attending(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            out, new = attend(q, wide(k, weights), wide(v, weights), _trees_of(i, weights, trees, last), weights.scale)
+            out, new = attend(q, k, v, _trees_of(i, weights, trees, last), weights.scale)
             sums.append(new)
             return out
 
@@ -105,9 +105,8 @@ def _layer_back(
     dy = _norm_back(d_normed2, y, root2, layer.norms[1], dz)  # type: ignore[arg-type]
     d_said, *of_o = to_o.back(dy, heads.reshape(len(q), -1), inner[3])
     assert d_said is not None
-    wide_k, wide_v = (wide(heads_of(t, dim), weights) for t in (k, v))
-    dq, dk, dv = attending_back(d_said.view(heads.shape), heads_of(q, dim), wide_k, wide_v, heads)
-    dq, dk, dv = (_flat(t, n, dim) for t, n in ((dq, weights.heads), (dk, weights.key_heads), (dv, weights.key_heads)))
+    dq, dk, dv = attending_back(d_said.view(heads.shape), *(heads_of(t, dim) for t in (q, k, v)), heads)
+    dq, dk, dv = (t.transpose(0, 1).reshape(t.shape[1], -1) for t in (dq, dk, dv))  # (n, heads * head_dim)
     dq = turn(dq, rope if some is None else (rope[0][some], rope[1][some]), dim, -1.0)
     dk = turn(dk, rope, dim, -1.0)
     asking = normed if some is None else normed[some]
@@ -124,13 +123,6 @@ def _layer_back(
         dy = _norm_back(d_normed, x, root, layer.norms[0], into)
     of = [tuple(t) for t in (of_q, of_k, of_v, of_o, of_gate, of_up, of_down)]  # type: ignore[misc]
     return dy, [t for linear, pair in zip(layer.linears, of, strict=True) if linear.a is not None for t in pair]
-
-
-def _flat(x: torch.Tensor, heads: int, dim: int) -> torch.Tensor:
-    """Gradients (heads of queries, n, head_dim) as (n, heads * head_dim), summed over queries that share a key."""
-    if x.shape[0] != heads:
-        x = x.unflatten(0, (heads, -1)).sum(1)
-    return x.transpose(0, 1).reshape(x.shape[1], heads * dim)
 
 
 def hidden_states(decoder: Any, weights: Weights, trees: FlatTrees, rows: torch.Tensor | None = None) -> torch.Tensor:

@@ -223,9 +223,6 @@ def tree_attention(
     odd = [name for name in _UNKNOWN if kwargs.get(name) is not None]
     if trees is None or odd or dropout or not getattr(module, "is_causal", True):
         raise NotImplementedError(f"tree attention: expected plain causal attention over trees, got {odd}, {dropout=}")
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     out: torch.Tensor = _Attention.apply(query, key, value, trees, scaling)
     return out, None
 
@@ -240,7 +237,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, trees: FlatTrees, scale: float | None
     ) -> torch.Tensor:
-        """Queries, keys and values (1, heads, N, head_dim) to (1, N, heads, head_dim)."""
+        """Queries (1, heads, N, head_dim), and keys and values of as many heads or fewer, to (1, N, heads, head_dim)."""
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         out, kept = attend(q[0], k[0], v[0], trees, scale, keep=any(ctx.needs_input_grad))
         ctx.save_for_backward(q, k, v, out, *kept)
@@ -262,8 +259,8 @@ def attend(
 
     Args:
         q: (heads, K, head_dim): the queries of ``trees``.
-        k: (heads, N, head_dim).
-        v: (heads, N, head_dim).
+        k: (key_heads, N, head_dim).
+        v: (key_heads, N, head_dim).
         trees: who attends to whom.
         scale: what scores are multiplied by.
         keep: whether :func:`attend_back` will be called.
@@ -278,7 +275,7 @@ def attend(
     kept = []
     for part, mask in zip(trees.parts, trees.masks, strict=True):
         p = probabilities(q[:, part.queries], _keys(k, part), mask, scale)
-        out[part.queries] = torch.bmm(p, _keys(v, part)).transpose(0, 1)
+        out[part.queries] = read(p, _keys(v, part)).transpose(0, 1)
         if keep:
             kept.append(p)
     return out, kept
@@ -289,15 +286,30 @@ def probabilities(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None, s
 
     Args:
         q: (heads, n, head_dim).
-        k: (heads, keys, head_dim).
+        k: (key_heads, keys, head_dim); heads of queries that are neighbours share one of them.
         mask: (n, m) float32 numbers that are added to the scores of the last m keys; ``None``: nothing is.
         scale: what scores are multiplied by.
     """
-    scores = torch.bmm(q * scale, k.transpose(1, 2))
+    scores = torch.bmm(_sharing(q * scale, len(k)), k.transpose(1, 2)).view(*q.shape[:2], k.shape[1])
     if mask is not None:
         scores[:, :, scores.shape[2] - mask.shape[1] :] += mask
     # In half precision the softmax is taken in float32, as torch's own attention does.
     return torch.softmax(scores, -1, dtype=torch.float32 if scores.dtype.itemsize < 4 else None).to(q.dtype)
+
+
+def read(p: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """What queries read, (heads, n, head_dim).
+
+    Args:
+        p: (heads, n, keys) whom they attend to.
+        v: (key_heads, keys, head_dim).
+    """
+    return torch.bmm(_sharing(p, len(v)), v).view(*p.shape[:2], v.shape[2])
+
+
+def _sharing(x: torch.Tensor, key_heads: int) -> torch.Tensor:
+    """(heads, n, d) as (key_heads, heads that share a key * n, d): nobody has to copy keys and values for each head."""
+    return x if len(x) == key_heads else x.reshape(key_heads, -1, x.shape[2])
 
 
 def attend_back(
@@ -329,11 +341,11 @@ def attend_back(
         here, keys, values = part.queries, _keys(k, part), _keys(v, part)
         queries, g = q[:, here], grad[:, here]
         p = kept[i] if kept else probabilities(queries, keys, mask, scale)
-        ds = torch.bmm(g, values.transpose(1, 2)).sub_(along[:, here]).mul_(p).mul_(scale)  # (heads, n, keys)
-        dq[:, here] = torch.bmm(ds, keys)
+        ds = read(g, values.transpose(1, 2)).sub_(along[:, here]).mul_(p).mul_(scale)  # (heads, n, keys)
+        dq[:, here] = read(ds, keys)
         n = part.trunk.stop - part.trunk.start
         for total, left, right in ((dv, p, g), (dk, ds, queries)):
-            left = left.transpose(1, 2)
+            left, right = _sharing(left, len(k)).transpose(1, 2), _sharing(right, len(k))
             total[:, part.trunk].baddbmm_(left[:, :n], right)
             if part.own.start < part.own.stop:
                 total[:, part.own] = torch.bmm(left[:, n:], right)
@@ -341,6 +353,6 @@ def attend_back(
 
 
 def _keys(x: torch.Tensor, part: Part) -> torch.Tensor:
-    """Keys or values (heads, N, head_dim) that a part attends to."""
+    """Keys or values (key_heads, N, head_dim) that a part attends to."""
     trunk = x[:, part.trunk]
     return trunk if part.own.start == part.own.stop else torch.cat([trunk, x[:, part.own]], 1)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from algorithms.common.measure.evaluation import Rate
 
 _PACKAGES = ("agentprm-gym", "torch", "transformers", "peft", "gymnasium", "stable-baselines3", "numpy", "alfworld")
+#: Options that say where a command keeps its work and writes its result.
+_PLACES = ("--out", "--runs", "--work")
 
 
 # ---------------------------------------------------------------------- the terminal
@@ -135,7 +137,7 @@ def rate_row(rate: Rate) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------- files
 def provenance() -> dict[str, Any]:
-    """Commit, versions and machine, for result files."""
+    """Commit, versions, machine and command line, for result files."""
     from algorithms.common.shell.machine import n_cores
 
     try:
@@ -155,7 +157,20 @@ def provenance() -> dict[str, Any]:
     # Without the folders of this machine, which say nothing elsewhere.
     module = getattr(sys.modules["__main__"], "__spec__", None)  # there with "python -m"
     name = Path(sys.argv[0]).name if module is None else f"python -m {module.name.removesuffix('.__main__')}"
-    return {"commit": commit, "versions": versions, "machine": machine, "command": " ".join([name, *sys.argv[1:]])}
+    command = " ".join([name, *_without_places(sys.argv[1:])])
+    return {"commit": commit, "versions": versions, "machine": machine, "command": command}
+
+
+def _without_places(args: Sequence[str]) -> list[str]:
+    """The arguments but where a command reads and writes its work: that changes no figure, and names folders of this machine."""
+    left, kept = list(args), []
+    while left:
+        name, equals, _ = (arg := left.pop(0)).partition("=")
+        if name not in _PLACES:
+            kept.append(arg)
+        elif not equals and left:
+            left.pop(0)
+    return kept
 
 
 def write_json(path: Path, data: Any) -> None:
