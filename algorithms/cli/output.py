@@ -162,7 +162,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _without_places(args: Sequence[str]) -> list[str]:
-    """The arguments but where a command reads and writes its work: that changes no figure, and names folders of this machine."""
+    """The arguments but where a command keeps its work: that changes no figure, and names folders of this machine."""
     left, kept = list(args), []
     while left:
         name, equals, _ = (arg := left.pop(0)).partition("=")
