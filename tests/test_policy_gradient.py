@@ -160,6 +160,35 @@ def test_ratios_are_one_on_the_first_minibatch(model: Any) -> None:
     assert sums["clip_fraction"] == 0
 
 
+def test_the_first_update_needs_no_pass_for_the_policy_that_acted(model: Any) -> None:
+    """It is the policy that the update begins with, so its log-probabilities are read in the pass with gradients."""
+    if isinstance(model, RFT) or model.level == "token":
+        pytest.skip("RFT has no ratios, and a mean over tokens needs their number before")
+    samples = samples_of(model)
+    expected = gradients(model, samples, 3)
+    for sample in samples:
+        sample.old = []
+    assert torch.allclose(gradients(model, samples, 3), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "n_without"),
+    [({}, 4), ({"beta": 0.1}, 4), ({"n_epochs": 2}, 0), ({"level": "token"}, 0), ({"batch_size": 8}, 8)],
+    ids=str,
+)
+def test_who_gets_old_log_probabilities(learner: str, toy: VecEnv, kwargs: dict[str, Any], n_without: int) -> None:
+    model = make(GRPO, learner, toy, **{"batch_size": 4, "micro_batch_size": 3, "learning_rate": 1e-12} | kwargs)
+    model._prepare()
+    samples = samples_of(model)
+    for sample in samples:
+        sample.old, sample.reference = [], []
+    stats = model._updates(samples)
+    assert sum(not sample.old for sample in samples) == n_without
+    assert all(len(s.reference) == (len(s.episode.turns) if model.beta else 0) for s in samples)
+    for step in stats:  # nothing was learnt, so every ratio is 1 at every update
+        assert step["approx_kl"] == pytest.approx(0, abs=1e-6) and step["clip_fraction"] == 0
+
+
 def test_without_an_advantage_there_is_no_gradient(learner: str, toy: VecEnv) -> None:
     model = make(GRPO, learner, toy)
     samples = samples_of(model)

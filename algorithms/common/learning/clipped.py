@@ -29,7 +29,8 @@ class Sample(Played):
     Attributes:
         advantages: (T,) one a turn.
         returns: (T,) what a value head is to predict; empty without one.
-        old: for each turn the log-probabilities of its choices under the policy that acted, (F + P,).
+        old: for each turn the log-probabilities of its choices under the policy that acted, (F + P,); empty where the policy
+            that is trained still is this one.
         reference: the turns' scores under the reference policy; empty without one.
     """
 
@@ -79,25 +80,32 @@ class ClippedLoss:
         return self.ent_coef > 0 or self.beta > 0
 
     @torch.no_grad()
-    def remember(self, policy: LLMPolicy, samples: Sequence[Sample], micro_batch_size: int) -> None:
+    def remember(
+        self, policy: LLMPolicy, samples: Sequence[Sample], micro_batch_size: int, *, at_once: Sequence[Sample] = ()
+    ) -> None:
         """Score what was played under the policy that played it, by the pass that training uses: ratios begin at 1.
 
         Args:
             policy: the policy, as it was when it acted.
             samples: get ``old`` and, with a divergence, ``reference``.
             micro_batch_size: episodes a forward pass, 1 or more.
+            at_once: those of the first update, which begins with this very policy: they get no ``old``, and no pass for it.
         """
+        known = {id(sample) for sample in at_once}
 
         def scored(batch: Sequence[Sample]) -> list[tuple[list[torch.Tensor], list[TurnScore]]]:
-            with policy.lm.active(POLICY):
-                old = [[score.choices.cpu() for score in scores] for scores in self._scores(policy, batch)]
+            old: list[list[torch.Tensor]] = [[] for _ in batch]
+            if id(batch[0]) not in known:
+                with policy.lm.active(POLICY):
+                    old = [[score.choices.cpu() for score in scores] for scores in self._scores(policy, batch)]
             reference: list[list[TurnScore]] = [[] for _ in batch]
             if self.beta > 0:
                 with policy.lm.active(REFERENCE):
                     reference = [[score.to("cpu") for score in row] for row in self._scores(policy, batch)]
             return list(zip(old, reference, strict=True))
 
-        parts, device = list(pieces(samples, micro_batch_size)), policy.lm.device
+        device, later = policy.lm.device, [sample for sample in samples if id(sample) not in known]
+        parts = [*pieces(later, micro_batch_size), *(pieces(at_once, micro_batch_size) if self.beta > 0 else ())]
         for batch, found in zip(parts, ranks().spread(parts, scored), strict=True):
             for sample, (old, reference) in zip(batch, found, strict=True):
                 sample.old = [choices.to(device) for choices in old]
@@ -128,10 +136,12 @@ class ClippedLoss:
         Returns:
             A scalar with gradients, and the summands of what is logged.
         """
-        flat = [score for row in self._scores(policy, batch, entropies=self.ent_coef > 0) for score in row]
+        rows = self._scores(policy, batch, entropies=self.ent_coef > 0)
+        flat = [score for row in rows for score in row]
+        before = [s.old or [score.choices.detach() for score in row] for s, row in zip(batch, rows, strict=True)]
         terms = surrogate(
             [score.choices for score in flat],
-            [old for s in batch for old in s.old],
+            [old for row in before for old in row],
             [float(a) for s in batch for a in s.advantages],
             clip_range=self.clip_range,
             clip_range_high=self.clip_range_high,
@@ -173,8 +183,8 @@ def clipped_updates(
 
     Args:
         loss: what is minimised.
-        policy: what is trained.
-        samples: with advantages and old log-probabilities.
+        policy: what is trained, as it was when it acted.
+        samples: with advantages.
         updater: the optimizer.
         rng: random stream of the samples' order.
         n_epochs: passes over the samples, 1 or more.
@@ -187,8 +197,12 @@ def clipped_updates(
         For each update the means over its minibatch.
     """
     stats: list[dict[str, float]] = []
-    for _ in range(n_epochs):
-        for batch in minibatches(samples, batch_size, rng):
+    batches = list(minibatches(samples, batch_size, rng))
+    # Later passes need what the first update's samples had before it, and a mean over tokens their number.
+    at_once = batches[0] if n_epochs == 1 and loss.level == "turn" else ()
+    loss.remember(policy, samples, micro_batch_size, at_once=at_once)
+    for epoch in range(n_epochs):
+        for batch in minibatches(samples, batch_size, rng) if epoch else batches:
             n_turns, n_ratios = sum(len(s.episode.turns) for s in batch), loss.n_ratios(batch)
             totals = {"policy_loss": 0.0, "approx_kl": 0.0, "clip_fraction": 0.0, "entropy": 0.0, "kl": 0.0}
             with policy.lm.active(POLICY, train=True):

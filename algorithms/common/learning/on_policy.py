@@ -161,7 +161,6 @@ class OnPolicyLLMAlgorithm(GroupedLLMAlgorithm):
 
     def _updates(self, samples: Sequence[Sample]) -> list[dict[str, float]]:
         """Take clipped steps; returns what is logged of each."""
-        self.clipped.remember(self.policy, samples, self.micro_batch_size)
         return clipped_updates(
             self.clipped,
             self.policy,
