@@ -140,5 +140,11 @@ def hidden_states(decoder: Any, weights: Weights, trees: FlatTrees, rows: torch.
     x = decoder.get_input_embeddings()(trees.ids)[0]  # (N, H)
     rope = rotary(decoder, x, trees.positions)
     last = trees if rows is None else trees.only(rows.numpy())
-    out: torch.Tensor = _Decoder.apply(x, weights, rope, trees, rows, last, *weights.adapters)
-    return out
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights.adapters)):
+        out: torch.Tensor = _Decoder.apply(x, weights, rope, trees, rows, last, *weights.adapters)
+        return out
+
+    def attending(i: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attend(q, k, v, _trees_of(i, weights, trees, last), weights.scale, keep=False)[0]
+
+    return run(weights, x, rope, attending, rows)  # a layer's tensors are free when the next one begins
