@@ -159,7 +159,7 @@ class TranscriptDecoder:
 
     @torch.no_grad()
     def extend(self, extensions: Sequence[Extension]) -> list[torch.Tensor]:
-        """Evaluate what is new.
+        """Evaluate what is new. New rows with one text, as the episodes of a group have, are read once.
 
         Args:
             extensions: one for each row that goes on; rows are distinct.
@@ -172,6 +172,19 @@ class TranscriptDecoder:
             ValueError: a single transcript exceeds the budget.
             DeviceMemoryError: a single transcript does not fit into the device's memory.
         """
+        alike: dict[tuple[int, ...], list[Hashable]] = {}
+        for extension in extensions:
+            if len(extension.ids) > 1 and not self.cached(extension.row):
+                alike.setdefault(tuple(extension.ids[:-1]), []).append(extension.row)
+        alike = {ids: rows for ids, rows in alike.items() if len(rows) > 1}
+        if alike:
+            self._extend([Extension(rows[0], ids) for ids, rows in alike.items()])
+            for first, *others in alike.values():
+                self.fork(first, others)
+        return self._extend(extensions)
+
+    def _extend(self, extensions: Sequence[Extension]) -> list[torch.Tensor]:
+        """What :meth:`extend` does with rows that it reads one by one."""
         out: list[torch.Tensor | None] = [None] * len(extensions)
         waiting = list(range(len(extensions)))
         while waiting:
