@@ -7,8 +7,9 @@ added for the framework itself (about a gigabyte of a GPU) or for fragmentation,
 
 What the layers keep is checked here against what PyTorch really keeps (``saved_tensors_hooks``, each storage counted once) on
 small random models of several shapes, in float32 and bfloat16, with and without gradient checkpointing; the largest deviation
-is ``error_max``. With ``--smollm2`` a training step of SmolLM2-135M in a process of its own is measured as well, by the most
-memory that the operating system ever gave it. Then the table of ``docs/large_models.md`` is printed.
+is ``error_max``. With ``--smollm2`` a random model of SmolLM2-135M's shape is among them, and by how much a process grew in two
+training steps of the real one is told beside the formula: that has temporary tensors in it as well, and what the C library
+keeps back. Then the table of ``docs/large_models.md`` is printed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import datetime
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -256,10 +257,14 @@ SMALL = {
 }
 
 
-def check(tokens: int) -> list[dict[str, Any]]:
+#: The shape of ``smollm2-135m``.
+SMOLLM2 = Shape(49_152, 576, 1_536, 30, 9, 3, 64, True)
+
+
+def check(tokens: int, shapes: Mapping[str, Shape] = SMALL) -> list[dict[str, Any]]:
     """The formula against what is kept."""
     rows = []
-    for name, shape in SMALL.items():
+    for name, shape in shapes.items():
         for width in (4.0, 2.0):
             for checkpointing in (False, True):
                 plan = Plan(tokens, rank=8, weight_bytes=width, checkpointing=checkpointing)
@@ -293,6 +298,8 @@ for name in ("policy", "reference", "prm"):
     lm.add_adapter(name)
 lm.gradient_checkpointing = checkpointing
 optimizer = torch.optim.AdamW(lm.adapter_parameters("policy"))
+for weight in lm.base.parameters():
+    weight.sum()  # weights lie in a file until they are read
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for _ in range(2):
     with lm.active("policy", train=True):
@@ -304,20 +311,16 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
-def check_smollm2(tokens: int) -> list[dict[str, Any]]:
-    """A training step of the real model: what it takes at most beyond what loading took, against the formula."""
-    shape = Shape(49_152, 576, 1_536, 30, 9, 3, 64, True)
+def grown(tokens: int) -> list[dict[str, Any]]:
+    """By how many bytes a process grows in training steps of the real model, beside the formula."""
     rows = []
     for checkpointing in (False, True):
         words = [sys.executable, "-c", _SMOLLM2, str(tokens), str(int(checkpointing))]
         said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
         plan = Plan(tokens, weight_bytes=4, checkpointing=checkpointing)
-        grown = 1024.0 * (int(said[1]) - int(said[0]))
-        formula = activations(shape, plan) + 4 * shape.adapter(plan.rank) * 3  # gradients and moments
-        rows.append(
-            {"tokens": tokens, "checkpointing": checkpointing, "measured": grown, "formula": formula,
-             "error": formula / grown - 1}
-        )  # fmt: skip
+        formula = activations(SMOLLM2, plan) + 4 * SMOLLM2.adapter(plan.rank) * 3  # gradients and moments
+        bytes_grown = 1024.0 * (int(said[1]) - int(said[0]))
+        rows.append({"tokens": tokens, "checkpointing": checkpointing, "grown": bytes_grown, "formula": formula})
     return rows
 
 
@@ -372,18 +375,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "memory.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = check(64 if args.quick else 512)
-    smollm2 = check_smollm2(128 if args.quick else 1024) if args.smollm2 else []
+    # Before this process grows: a process's peak begins with that of the one that started it.
+    smollm2 = grown(128 if args.quick else 1024) if args.smollm2 else []
+    rows = check(64 if args.quick else 512, SMALL | ({"SmolLM2-135M": SMOLLM2} if args.smollm2 else {}))
     console = Console()
     shown = Table(title="kept for gradients: formula against PyTorch")
     for column in ("shape", "bytes of a number", "checkpointing", "measured kB", "formula kB", "error %"):
         shown.add_column(column, justify="right")
-    for row in [*rows, *({"shape": "SmolLM2-135M", "bytes": 4, **row} for row in smollm2)]:
+    for row in rows:
         shown.add_row(
             row["shape"], f"{row['bytes']:g}", "yes" if row["checkpointing"] else "no",
             f"{row['measured'] / 1e3:,.0f}", f"{row['formula'] / 1e3:,.0f}", f"{100 * row['error']:+.1f}",
         )  # fmt: skip
     console.print(shown)
+    for row in smollm2:
+        how = "with checkpointing" if row["checkpointing"] else "without checkpointing"
+        console.print(
+            f"SmolLM2-135M, {row['tokens']:,} tokens, {how}: a process grew by {row['grown'] / GB:.2f} GB, "
+            f"formula {row['formula'] / GB:.2f} GB"
+        )
     plans = table()
     shown = Table(title=f"LoRA r=16 on all linear layers, three roles, episodes of {EPISODE:,} tokens")
     columns = ("model", "card", "weights", "adapters", "activations", "mask", "logits", "total", "micro_batch_size")
@@ -399,7 +409,9 @@ def main() -> None:
     console.print(shown)
     errors = [abs(row["error"]) for row in rows]
     figures = {"error_max": max(errors), "error_mean": sum(errors) / len(errors)}
-    figures |= {f"smollm2_error{'_checkpointing' if r['checkpointing'] else ''}": r["error"] for r in smollm2}
+    for row in smollm2:
+        name = f"smollm2{'_checkpointing' if row['checkpointing'] else ''}"
+        figures |= {f"{name}_grown_gb": row["grown"] / GB, f"{name}_formula_gb": row["formula"] / GB}
     write_json(
         args.out,
         {
