@@ -239,7 +239,7 @@ def test_benchmarks_that_are_named_exist_and_have_the_options(page: Path) -> Non
         # Studies may share their command line.
         shared = [path.with_name(f"{name}.py") for name in re.findall(r"from benchmarks import (_\w+)", source)]
         source += "".join(file.read_text(encoding="utf-8") for file in shared)
-        for option in re.findall(r"--[a-z][-a-z]*", words):
+        for option in re.findall(r"--[a-z][-a-z0-9]*", words):
             assert f'"{option}"' in source, f"{page.name}: {module} has no {option}"
 
 
