@@ -97,18 +97,23 @@ def test_what_is_shared_is_fed_once(tmp_path: Path) -> None:
         assert cache.n_fed == 150  # a new count
 
 
-def test_new_rows_with_one_text_are_read_once(lm: LanguageModel) -> None:
+def test_new_rows_with_one_text_are_read_once(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The episodes of a group begin with one prompt; then each goes its own way, with the numbers of a reading of its own."""
     rng = np.random.default_rng(0)
     text, other = (rng.integers(5, 60, 30).tolist() for _ in range(2))
     texts = [text, text, other, text]
-    decoder = TranscriptDecoder(lm, 4)
+    decoder, read = TranscriptDecoder(lm, 4), list[int]()
+    run = decoder._run
+    monkeypatch.setattr(
+        decoder, "_run", lambda wave: read.append(sum(len(e.ids) - decoder.cached(e.row) for e in wave)) or run(wave)
+    )
     with torch.no_grad(), lm.active("policy"):
         for n_new in (0, 3):
             texts = [ids + rng.integers(5, 60, n_new).tolist() for ids in texts]
             found = decoder.extend([Extension(row, ids) for row, ids in enumerate(texts)])
             if n_new == 0:
-                assert decoder.n_fed == 29 + 3 + 30
+                assert read == [29, 3 + 30]
+                assert decoder.n_fed == 4 * 30  # what the rows would count one by one
             for ids, hidden in zip(texts, found, strict=True):
                 (expected,) = TranscriptDecoder(lm, 1).extend([Extension(0, ids)])
                 torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-5)

@@ -78,7 +78,7 @@ class TranscriptDecoder:
     time. It reads again what it needs: slower, with the same results.
 
     Attributes:
-        n_fed: tokens fed so far, padding not counted.
+        n_fed: tokens fed so far, padding not counted; a text that is read once for several rows counts for each.
         n_evicted: how often a row's cache was dropped to stay within the budget.
         n_out_of_memory: how often the device's memory did not suffice.
     """
@@ -181,6 +181,8 @@ class TranscriptDecoder:
             self._extend([Extension(rows[0], ids) for ids, rows in alike.items()])
             for first, *others in alike.values():
                 self.fork(first, others)
+                # As if each had read it: how many tokens a run took does not depend on who plays beside whom.
+                self.n_fed += sum(map(self.cached, others))
         return self._extend(extensions)
 
     def _extend(self, extensions: Sequence[Extension]) -> list[torch.Tensor]:
