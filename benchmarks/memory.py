@@ -286,7 +286,7 @@ def check(tokens: int, shapes: Mapping[str, Shape] = SMALL) -> list[dict[str, An
     return rows
 
 
-_SMOLLM2 = """
+_STEPS = """
 import resource, sys, torch
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.llm.packing import TokenTree
@@ -315,7 +315,7 @@ def grown(tokens: int) -> list[dict[str, Any]]:
     """By how many bytes a process grows in training steps of the real model, beside the formula."""
     rows = []
     for checkpointing in (False, True):
-        words = [sys.executable, "-c", _SMOLLM2, str(tokens), str(int(checkpointing))]
+        words = [sys.executable, "-c", _STEPS, str(tokens), str(int(checkpointing))]
         said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
         plan = Plan(tokens, weight_bytes=4, checkpointing=checkpointing)
         formula = activations(SMOLLM2, plan) + 4 * SMOLLM2.adapter(plan.rank) * 3  # gradients and moments

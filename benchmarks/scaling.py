@@ -139,7 +139,6 @@ def measure_learner(model: SFT, rollouts: Sequence[Rollout], repetitions: int) -
 
     def update() -> None:
         loss = ClippedLoss(0.2, None, "turn", 0.0, 0.0)
-        loss.remember(policy, samples, 16)
         updater = Updater(lambda: lm.adapter_parameters(POLICY), 1e-9, MAX_GRAD_NORM)
         order = np.random.default_rng(0)
         clipped_updates(loss, policy, samples, updater, order, n_epochs=1, batch_size=64, micro_batch_size=16)

@@ -5,7 +5,7 @@ layers, and the library's forward pass (``LanguageModel.fast = False``, what ver
 
 * ``sft_ratio``: tokens a second of an epoch of SFT on 100 demonstrations.
 * ``fit_ratio``: of AgentPRM's fit to rollouts with branches.
-* ``update_ratio``: of GRPO's clipped update of 64 episodes, the scores of the old policy included.
+* ``update_ratio``: of GRPO's clipped update of 64 episodes, which are one minibatch.
 * ``dpo_ratio``: of AgentPRM's online DPO, the scores of the reference and of the PRM included.
 * ``rollout_steps_per_second``: environment steps a second of one process, choosing among the admissible commands;
   ``rollout_ratio``: the same against before.
@@ -165,7 +165,6 @@ def works(model: SFT, prm: ProcessRewardModel, venv: VecEnv, n: int, seed: int) 
 
     def update() -> None:
         loss = ClippedLoss(0.2, None, "turn", 0.0, 0.0)
-        loss.remember(policy, samples, 16)
         updater = Updater(lambda: lm.adapter_parameters(POLICY), rate, MAX_GRAD_NORM)
         order = np.random.default_rng(seed)
         clipped_updates(loss, policy, samples, updater, order, n_epochs=1, batch_size=64, micro_batch_size=16)
