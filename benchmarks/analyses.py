@@ -1,6 +1,7 @@
 """The paper's analyses: ``python -m benchmarks.analyses NAME [--quick] [--seeds 0 1 2] [--jobs 2] [--out FOLDER]``.
 
-All begin at one policy, SFT on ten demonstrations, and share their runs, so that what one analysis trained another takes.
+All but ``reasons`` begin at one policy, SFT on ten demonstrations, and share their runs, so that what one analysis trained
+another takes.
 
 * ``scaling``: test-time scaling (figure 2b): best-of-N for N = 1 to 32, of the start and of each iteration of AgentPRM, each
   with the PRM of the paper's table; and of the start by the PRM alone.
@@ -8,8 +9,9 @@ All begin at one policy, SFT on ten demonstrations, and share their runs, so tha
   longer (figure 3): true success beside the PRM's own opinion.
 * ``losses``: absolute and relative loss (figure 4): cross-entropy alone, both, and the relative loss with a hundredth of it.
 * ``discounts``: targets discounted by the turns that follow (the paper), by those before (its released code), or not.
-* ``reasons``: a policy that writes a reason before each command, and a PRM that reads it or not. The bundled model has no words
-  for reasons, so this one needs ``--policy`` with a model that writes sentences, such as smollm2-135m.
+* ``reasons``: a policy that writes a reason before each command, and a PRM that reads it or not. The bundled model writes
+  reasons in the words that it knows, such as "mug cabinet 1" before "go to cabinet 1"; it learns to from demonstrations whose
+  reasons have no other words. Models that write sentences learn the expert's (``--policy``).
 * ``labels``: pooled visits, branches, and TD with single steps, for as many environment steps.
 * ``temperatures``: the start, AgentPRM, and GRPO with as many steps, each at every temperature; the best one is chosen on
   ``valid_seen`` and reported on ``valid_unseen``, beside greedy play. At temperature 1 a sharper policy wins more by that
@@ -365,7 +367,7 @@ def main() -> None:
     parser.add_argument("name", choices=[*ANALYSES, "all"], help="which analysis")
     parser.add_argument("--quick", action="store_true", help="one seed, the smallest runs, a few games: a first look")
     parser.add_argument("--games", choices=("generated", "alfworld"), default="generated", help="which games")
-    parser.add_argument("--policy", default="tiny", metavar="MODEL", help="the base model; needed for 'reasons'")
+    parser.add_argument("--policy", default="tiny", metavar="MODEL", help="the base model")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="parts side by side, one core each")
     parser.add_argument("--runs", type=Path, help="where the run folders are (default: runs/analyses_GAMES)")
@@ -373,16 +375,13 @@ def main() -> None:
         "--out", type=Path, help="folder of the results (default: benchmarks/results; with --quick beside the runs)"
     )
     args = parser.parse_args()
-    if args.name == "reasons" and args.policy == "tiny":
-        parser.error("the bundled model has no words for reasons: name a model that writes sentences, --policy MODEL")
     # Results of another model do not replace those of the bundled one.
     model = "" if args.policy == "tiny" else "_" + Path(args.policy).name
     folder = args.runs or Path("runs") / f"analyses_{args.games}{model}{'_quick' if args.quick else ''}"
     seeds = sorted(set(args.seeds))[: 1 if args.quick else None]
     out = args.out or (folder if args.quick else RESULTS)
     study = Study(folder, QUICK if args.quick else FULL, args.games, args.policy, args.jobs)
-    every = [name for name in ANALYSES if name != "reasons" or args.policy != "tiny"]
-    for name in every if args.name == "all" else [args.name]:
+    for name in ANALYSES if args.name == "all" else [args.name]:
         rows = ANALYSES[name].work(study, seeds, args.jobs)
         report(name, study, rows, seeds, out / f"analysis_{name}{model}.json", quick=args.quick)
 

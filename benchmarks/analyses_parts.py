@@ -8,6 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
+from agentprm_gym.episodes import write_episodes
+from agentprm_gym.experts.demos import demonstrations
+from agentprm_gym.games import find_games
+from agentprm_gym.llm.model import LanguageModel
 from algorithms import AgentPRM
 from benchmarks._parts import Parts, read_row, side_by_side, spent
 
@@ -18,6 +24,8 @@ WEIGHT = 0.05
 _STEPPED = "benchmarks.analyses_parts:SteppedAgentPRM"
 #: What runs begin at.
 STARTS = ("sft", "sft_reasons")
+#: How the bundled model is told that it gives reasons.
+_TERSE = Path(__file__).parent / "templates" / "terse.jinja"
 
 
 class SteppedAgentPRM(AgentPRM):
@@ -38,6 +46,17 @@ class SteppedAgentPRM(AgentPRM):
 def step_counts(n_updates: int) -> list[int]:
     """After how many updates :class:`SteppedAgentPRM` saves."""
     return sorted({max(1, round(share * n_updates)) for share in SteppedAgentPRM.STEPS})
+
+
+def known_words(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The words of a text that a vocabulary has whole: "I need a mug and have not searched shelf 1 yet" is "mug shelf 1".
+
+    Args:
+        text: any text.
+        tokenizer: one that falls back to bytes, such as the bundled model's.
+    """
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return " ".join(token for token in tokens if not token.startswith("<0x"))
 
 
 # ---------------------------------------------------------------------- settings
@@ -93,6 +112,7 @@ class Scale:
 
     Attributes:
         n_demos: demonstrations that the start is cloned from.
+        n_reasoned: those with reasons, which have to be learned first.
         epochs: passes over them.
         small: what each run of AgentPRM is given before its own settings; ``agentprm train --set``.
         numbers: what stands in the braces of :data:`VARIANTS`.
@@ -106,6 +126,7 @@ class Scale:
     """
 
     n_demos: int = 10
+    n_reasoned: int = 400
     epochs: int = 8
     small: tuple[str, ...] = ()
     # What branches cost, spent otherwise: on more games from their start, or on single steps with a value model behind.
@@ -126,7 +147,7 @@ FULL = Scale()
 #: A trial of minutes that says nothing.
 QUICK = replace(
     FULL,
-    n_demos=10,
+    n_reasoned=10,
     epochs=1,
     small=(
         *("rollout.n_games=4", "rollout.n_repeats=2", "rollout.n_trunks=4", "rollout.n_branch_states=2"),
@@ -210,8 +231,8 @@ class Study(Parts):
         scale = self.scale
         args: list[object]
         if part in STARTS:
-            args = ["--algo", "sft", "--policy", self.policy, "--n-demos", scale.n_demos, "--epochs", scale.epochs]
-            args += ["--set", "policy_kwargs.reason=true"] if part == "sft_reasons" else []
+            args = ["--algo", "sft", "--policy", self.policy, "--epochs", scale.epochs]
+            args += self._reasoned(seed) if part == "sft_reasons" else ["--n-demos", scale.n_demos]
         elif part == "grpo":
             steps, _ = self.spent(seed, "agentprm")
             args = ["--algo", "grpo", "--policy", self.at(seed, "sft/model.zip"), "--timesteps", steps]
@@ -225,6 +246,20 @@ class Study(Parts):
             chosen |= dict(setting.format(**scale.numbers).split("=", 1) for setting in variant.settings)
             args += ["--set", *(f"{key}={value}" for key, value in chosen.items())] if chosen else []
         self.run(self.at(seed, part), "model.zip", "train", *args, "--games", self.games, "--seed", seed)
+
+    def _reasoned(self, seed: int) -> list[object]:
+        """What ``agentprm train`` is told about demonstrations with reasons: the bundled model's keep the words it knows."""
+        if self.policy != "tiny":
+            return ["--n-demos", self.scale.n_reasoned, "--set", "policy_kwargs.reason=true"]
+        path = self.at(seed, "terse_demos.jsonl.gz")
+        if not path.exists():
+            tokenizer = LanguageModel.load("tiny").tokenizer
+            demos = demonstrations(find_games("train", self.games), self.scale.n_reasoned, seed)
+            for turn in (turn for demo in demos for turn in demo.turns):
+                turn.reason = known_words(turn.reason, tokenizer)
+            write_episodes(path, demos)
+        kwargs = ["policy_kwargs.reason=true", "policy_kwargs.max_new_tokens=12", f"policy_kwargs.template={_TERSE}"]
+        return ["--demos", path, "--set", *kwargs]
 
     def train_all(self, seeds: Sequence[int], parts: Sequence[str], jobs: int) -> None:
         """Train parts that are not trained, ``jobs`` at a time; what they begin at goes first and ``"grpo"`` last."""

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from agentprm_gym.episodes import read_episodes
+from agentprm_gym.llm.model import LanguageModel
+from agentprm_gym.llm.prompts import PromptFormat
 from agentprm_gym.llm.saving import read_save
 from algorithms.agent_prm.improve import AgentImproveStage
 from algorithms.agent_prm.options import PAPER
 from benchmarks import analyses
 from benchmarks.analyses import ANALYSES, Analysis, Row, draw, figures_of, table
-from benchmarks.analyses_parts import FULL, QUICK, VARIANTS, Play, SteppedAgentPRM, Study, step_counts
+from benchmarks.analyses_parts import FULL, QUICK, VARIANTS, Play, SteppedAgentPRM, Study, known_words, step_counts
 from tests.algorithm_helpers import make_alfworld
 
 
@@ -96,18 +99,27 @@ def test_the_prm_that_teaches_alone_is_the_papers_stage_3() -> None:
         assert AgentImproveStage().objective == PAPER["improve"]["objective"]
 
 
-def test_reasons_need_a_model_that_writes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["analyses", "reasons", "--quick"])
-    with pytest.raises(SystemExit) as end:
-        analyses.main()
-    assert end.value.code == 2
+def test_the_bundled_model_gives_reasons_in_words_that_it_has(tmp_path: Path) -> None:
+    tokenizer = LanguageModel.load("tiny").tokenizer
+    shown = known_words("I need a mug and have not searched cabinet 1 yet, so I go there.", tokenizer)
+    assert shown == "mug cabinet 1"
+    words = Study(tmp_path, QUICK, "generated")._reasoned(0)
+    demos = list(read_episodes(tmp_path / "seed_0" / "terse_demos.jsonl.gz"))
+    assert len(demos) == QUICK.n_reasoned and str(tmp_path / "seed_0" / "terse_demos.jsonl.gz") in map(str, words)
+    template = next(str(word).split("=", 1)[1] for word in words if "template" in str(word))
+    prompt = PromptFormat(tokenizer, template, reasons=True)
+    for turn in demos[0].turns:
+        assert turn.reason and known_words(turn.reason, tokenizer) == turn.reason
+        tokens = prompt.response_tokens(turn)
+        assert not any(t.startswith("<0x") for t in tokenizer.convert_ids_to_tokens(list(tokens.ids)))
+        read = prompt.read(prompt.response_text(turn.reason, turn.command), turn.admissible_commands)
+        assert (read.reason, read.command) == (turn.reason, turn.command)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ANALYSES)
-def test_a_trial_runs_from_nothing(name: str, learner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    policy = learner if name == "reasons" else "tiny"
-    words = [name, "--quick", "--jobs", "1", "--policy", policy, "--runs", str(tmp_path / "runs")]
+def test_a_trial_runs_from_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [name, "--quick", "--jobs", "1", "--runs", str(tmp_path / "runs")]
     monkeypatch.setattr("sys.argv", ["analyses", *words])
     analyses.main()
     (path,) = (tmp_path / "runs").glob(f"analysis_{name}*.json")
