@@ -16,7 +16,7 @@ import agentprm_gym  # noqa: F401  # registers the environments
 from agentprm_gym.episodes import Episode, Turn
 from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.prm.model import FORMS, ProcessRewardModel
-from algorithms.common.acting.actors import Actor
+from algorithms.common.acting.actors import Actor, PolicyActor
 from algorithms.common.acting.policy import LLMPolicy
 from algorithms.common.acting.rollouts import RolloutTask, collect, stream
 from algorithms.common.acting.search import BestOfNActor, LookAheadActor, PRMGreedyActor, VoteActor
@@ -154,6 +154,22 @@ def test_a_vote_takes_what_was_drawn_most_often(policy: LLMPolicy, household: Ve
 def test_one_vote_is_the_policy_itself(policy: LLMPolicy, household: VecEnv) -> None:
     plain = evaluate(policy.actor(N_ENVS), household, games=range(3), seed=3)
     assert commands(evaluate(VoteActor(policy.actor(N_ENVS), 1), household, games=range(3), seed=3)) == commands(plain)
+
+
+def test_draws_that_are_written_freely_read_a_transcript_once(policy: LLMPolicy, household: VecEnv) -> None:
+    """Each is written in a copy of the transcript. Where there is too little room for copies, it is read again."""
+    kwargs: dict[str, Any] = {"model": policy.lm.name, "template": "full", "reason": True, "max_new_tokens": 6}
+    played, fed = [], []
+    for limit in (None, 2500):
+        writer = LLMPolicy(household.observation_space, household.action_space, cache_tokens=limit, **kwargs)
+        actor = writer.actor(N_ENVS)
+        assert isinstance(actor, PolicyActor)
+        episodes = evaluate(VoteActor(actor, 4), household, games=range(3), seed=1)
+        played.append(commands(episodes))
+        fed.append(actor.rows.decoder.n_fed)
+        assert (actor.rows.decoder.n_evicted > 0) == (limit is not None)
+    assert played[0] == played[1]
+    assert fed[1] > 2 * fed[0]
 
 
 @pytest.mark.ci

@@ -188,6 +188,19 @@ class RaggedCache:
                 store[targets, :n] = store[source, :n].clone()
         self.lengths[targets] = n
 
+    def add_rows(self, n: int, *, max_tokens: int | None) -> None:
+        """Add empty rows behind the others.
+
+        Args:
+            n: how many.
+            max_tokens: in place of the limit so far, see :meth:`__init__`.
+        """
+        self.max_tokens = max_tokens
+        self.lengths = torch.cat([self.lengths, self.lengths.new_zeros(n)])
+        for layer in self._layers:
+            for i, store in enumerate(layer):
+                layer[i] = torch.cat([store, store.new_zeros(n, *store.shape[1:])])
+
     def keep_rows(self, rows: list[int]) -> None:
         """Forget all but some rows.
 

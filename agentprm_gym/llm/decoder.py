@@ -98,16 +98,34 @@ class TranscriptDecoder:
         """
         if n_rows < 1 or (max_tokens is not None and max_tokens < 1):
             raise ValueError(f"expected at least one row and one token, got {n_rows} and {max_tokens}")
-        # Whether to say that the memory is short: not where the user chose the limit.
-        self._warns = max_tokens is None
-        if max_tokens is None and model.device.type == "cpu" and model.context_length is not None:
-            config = model.base.config.get_text_config()
-            max_tokens = tokens_that_fit(config, model.base.dtype, n_rows, model.context_length)
         self.model, self.max_tokens = model, max_tokens
-        self.cache = RaggedCache(n_rows, max_tokens=max_tokens)
+        self._is_limited = max_tokens is not None
+        # Whether to say that the memory is short: not where the user chose the limit.
+        self._warns = not self._is_limited
+        self._look_at_memory(n_rows)
+        self.cache = RaggedCache(n_rows, max_tokens=self.max_tokens)
+        # Whether there was too little room for all rows.
+        self._is_full = False
         self.n_fed = self.n_evicted = self.n_out_of_memory = 0
         # Slot of each cached row, the one that was used last at the end.
         self._slots: OrderedDict[Hashable, int] = OrderedDict()
+
+    def _look_at_memory(self, n_rows: int) -> None:
+        """Without a limit: find how many tokens of so many rows this machine's memory holds."""
+        model = self.model
+        if not self._is_limited and model.device.type == "cpu" and model.context_length is not None:
+            config = model.base.config.get_text_config()
+            self.max_tokens = tokens_that_fit(config, model.base.dtype, n_rows, model.context_length)
+
+    def make_room(self, n_rows: int) -> None:
+        """Keep more transcripts at once from now on, unless there was too little room for those before.
+
+        Args:
+            n_rows: how many; fewer than now has no effect.
+        """
+        if n_rows > len(self.cache.lengths) and not self._is_full:
+            self._look_at_memory(n_rows)
+            self.cache.add_rows(n_rows - len(self.cache.lengths), max_tokens=self.max_tokens)
 
     def reset(self, row: Hashable) -> None:
         """Forget a row.
@@ -226,6 +244,7 @@ class TranscriptDecoder:
                 stacklevel=4,
             )
         self.n_evicted += len(self._slots)
+        self._is_full = True
         self._slots.clear()
         self.cache = RaggedCache(max(1, min(n_wave, n_rows) // 2), max_tokens=self.max_tokens)
         if device.type == "cuda":
@@ -282,6 +301,7 @@ class TranscriptDecoder:
             )
         allowed = self.max_tokens // width
         if allowed < n_slots:
+            self._is_full = True
             self._warn_of_little_memory(allowed, n_slots, width)
             wanted = {e.row for e in extensions}
             # Keep what is needed now and was used last.

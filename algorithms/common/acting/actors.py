@@ -67,8 +67,8 @@ class PolicyActor:
         """
         self.responder, self.adapter = responder, adapter
         self.temperature, self.n_candidates = temperature, n_candidates
-        copies = n_candidates if responder.writes_freely else 1
-        decoder = TranscriptDecoder(responder.lm, n_rows * copies, max_tokens=cache_tokens)
+        self._n_rows = n_rows
+        decoder = TranscriptDecoder(responder.lm, n_rows, max_tokens=cache_tokens)
         self.rows = TranscriptRows(decoder, responder.reserve, responder.mode == "generate")
         self.counts = self.rows.counts
         self._free = FreeText(responder, adapter, self.rows, temperature, reader)
@@ -148,7 +148,10 @@ class PolicyActor:
             requests: the episodes that wait.
             n: responses to each, 1 or more.
         """
-        return self._free.sample(requests, n) if self.responder.writes_freely else self._draw(requests, n)
+        if not self.responder.writes_freely:
+            return self._draw(requests, n)
+        self.rows.decoder.make_room(self._n_rows * n)  # each response is written in a copy of its transcript
+        return self._free.sample(requests, n)
 
     def _draw(self, requests: Sequence[Request], n: int) -> list[list[Answer]]:
         out = []
