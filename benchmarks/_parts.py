@@ -27,6 +27,7 @@ from algorithms.common.shell.folders import UNFINISHED
 
 Floats = NDArray[np.float64]
 Task = TypeVar("Task")
+_CHECKOUT = Path(__file__).parents[1]
 
 
 def take_over(result: Path, about: Mapping[str, Any], path_of: Callable[[Mapping[str, Any]], Path | None]) -> int:
@@ -86,8 +87,8 @@ class Parts:
             RuntimeError: with what it said, if it failed; or if it was done with other settings.
         """
         asked = {
-            # Some name a file within a text; the folder may be moved.
-            "args": [str(x).replace(f"{self.folder}/", "") for x in args],
+            # Some name a file within a text; the folder may be moved, and so may the checkout.
+            "args": [str(x).replace(f"{self.folder}/", "").replace(f"{_CHECKOUT}/", "") for x in args],
             "inputs": {str(x.relative_to(self.folder)): digest(x) for x in args if isinstance(x, Path)},
         }
         record = out / "asked.json"
