@@ -451,8 +451,10 @@ def limit_memory(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, most: int) 
     monkeypatch.setattr(lm, "extended", limited_lean)
 
 
-def play(lm: LanguageModel, mode: str, episodes: Sequence[Episode]) -> tuple[list[list[str]], list[float], Any]:
-    actor = PolicyActor(Responder(lm, mode, max_new_tokens=6), "policy", len(episodes))
+def play(
+    lm: LanguageModel, mode: str, episodes: Sequence[Episode], n_candidates: int = 1
+) -> tuple[list[list[str]], list[float], Any]:
+    actor = PolicyActor(Responder(lm, mode, max_new_tokens=6), "policy", len(episodes), n_candidates=n_candidates)
     for row, e in enumerate(episodes):
         actor.start(row, e.task, [])
     said: list[list[str]] = [[] for _ in episodes]
@@ -490,6 +492,23 @@ class TestOutOfMemory:
         assert len([w for w in warned if "n_envs" in str(w.message)]) == 1
         assert decoder.n_out_of_memory == (2 if most == 3 else 3)
         assert len(decoder.cache.lengths) <= max(most, 1)
+
+    @pytest.mark.parametrize("most", [8, 3])
+    def test_copies_of_transcripts_are_given_up_where_they_do_not_fit(
+        self, qwen: str, monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        lm = LanguageModel.load(qwen, template="full")
+        lm.add_adapter("policy")
+        randomise(lm, "policy")
+        episodes = make_episodes(4)
+        expected, log_probs, free = play(lm, "generate", episodes, n_candidates=4)
+        assert len(free.cache.lengths) == 16 and not free.n_evicted
+        limit_memory(lm, monkeypatch, most)
+        with pytest.warns(RuntimeWarning, match="n_envs"):
+            got, got_log_probs, decoder = play(lm, "generate", episodes, n_candidates=4)
+        assert got == expected
+        np.testing.assert_allclose(got_log_probs, log_probs, atol=1e-3)
+        assert len(decoder.cache.lengths) <= most
 
     def test_a_row_that_does_not_fit_alone_says_what_to_lower(self, qwen: str, monkeypatch: pytest.MonkeyPatch) -> None:
         lm = adapted(qwen)

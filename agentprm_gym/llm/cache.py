@@ -144,10 +144,16 @@ class RaggedCache:
             layer += [self._empty(like, self._width), self._empty(like, self._width)]
         store = layer[which]
         if store.shape[1] < self._width:
-            bigger = self._empty(like, max(self._width, self._ahead(store.shape[1])))
-            bigger[:, : store.shape[1]] = store
-            layer[which] = store = bigger
+            layer[which] = store = self._grown(store, max(self._width, self._ahead(store.shape[1])))
+        elif len(store) < len(self.lengths):
+            layer[which] = store = self._grown(store, store.shape[1])
         return store
+
+    def _grown(self, store: torch.Tensor, width: int) -> torch.Tensor:
+        """Keys or values with room for all rows, and so many slots in each."""
+        bigger = store.new_zeros(len(self.lengths), width, *store.shape[2:])
+        bigger[: len(store), : store.shape[1]] = store
+        return bigger
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object, **__: object
@@ -196,10 +202,8 @@ class RaggedCache:
             max_tokens: in place of the limit so far, see :meth:`__init__`.
         """
         self.max_tokens = max_tokens
+        # Memory is taken where the next forward pass writes, as ever: there the device may say that it has too little.
         self.lengths = torch.cat([self.lengths, self.lengths.new_zeros(n)])
-        for layer in self._layers:
-            for i, store in enumerate(layer):
-                layer[i] = torch.cat([store, store.new_zeros(n, *store.shape[1:])])
 
     def keep_rows(self, rows: list[int]) -> None:
         """Forget all but some rows.
@@ -208,10 +212,11 @@ class RaggedCache:
             rows: the rows to keep; they are numbered in this order afterwards.
         """
         index = torch.tensor(rows)
-        self.lengths = self.lengths[index]
         for layer in self._layers:
             for i, store in enumerate(layer):
-                layer[i] = store[index.to(store.device)].contiguous()
+                whole = store if len(store) == len(self.lengths) else self._grown(store, store.shape[1])
+                layer[i] = whole[index.to(store.device)].contiguous()
+        self.lengths = self.lengths[index]
 
     def _empty(self, like: torch.Tensor, width: int) -> torch.Tensor:
         _, heads, _, dim = like.shape
