@@ -31,6 +31,7 @@ class Piece:
         log_probs: of each state (n_commands,), the policy's, with gradients.
         reference: of each state (n_commands,), the reference's.
         logits: of each state (n_commands,), the PRM's; ``None`` where it only reads the commands that are sampled.
+        seed: of the responses that are written there, see :mod:`algorithms.common.prm.responses`.
     """
 
     episode: Episode
@@ -38,6 +39,7 @@ class Piece:
     log_probs: Sequence[torch.Tensor] = ()
     reference: Sequence[torch.Tensor] = ()
     logits: Sequence[torch.Tensor] | None = None
+    seed: tuple[int, ...] = ()
 
     def temper(self, temperature: float) -> None:
         """Make both distributions those that are sampled from at a temperature."""

@@ -35,10 +35,18 @@ class Evidence:
             self._known[id(episode)] = (episode, self._tried(episode))  # with the episode, so that its id stays its own
         return self._known[id(episode)][1][turn]
 
-    def weigh(self, episode: Episode, turn: int, scores: Mapping[int, float]) -> dict[int, float]:
-        """Scores of those commands that were tried; commands are indices of the turn's admissible ones."""
+    def weigh(
+        self, episode: Episode, turn: int, scores: Mapping[int, float], commands: Sequence[str]
+    ) -> dict[int, float]:
+        """Scores of those options whose commands were tried.
+
+        Args:
+            episode: the episode.
+            turn: index of the state in it.
+            scores: the PRM's, by the options' indices.
+            commands: the command of each option.
+        """
         visits, k = self._visits(episode, turn), self.prior_visits
-        commands = {option: episode.turns[turn].admissible_commands[option] for option in scores}
         return {
             option: (visits[commands[option]].total + k * score) / (visits[commands[option]].n + k)
             for option, score in scores.items()

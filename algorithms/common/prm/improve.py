@@ -3,6 +3,9 @@
 A contextual bandit over logged states: commands are sampled from the *current* policy, the PRM scores them, and an objective
 (:mod:`algorithms.common.prm.objectives`, one file each) moves the policy. The environment is not stepped.
 
+A policy that gives reasons writes whole responses there, where the objective compares two
+(:mod:`algorithms.common.prm.responses`); with the other objectives commands compete behind the reason that was logged.
+
 Where Monte-Carlo visits are given as evidence, the PRM is the prior: a command tried ``n`` times with mean return ``q`` scores
 ``(n * q + k * PRM) / (n + k)``, and only commands that were tried are compared.
 """
@@ -16,9 +19,9 @@ import numpy as np
 import torch
 
 from agentprm_gym.episodes import Episode
-from agentprm_gym.llm.scoring import episode_log_probs, sample_commands
+from agentprm_gym.llm.scoring import sample_commands, score_turns
 from algorithms.common.acting.ranks import ranks
-from algorithms.common.learning.batches import shared_pieces
+from algorithms.common.learning.batches import own_pieces, shared_pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
 from algorithms.common.prm.bandit import Bandit, ImproveStats, Piece, Place, UpdateSums, logit, pass_over
 from algorithms.common.prm.objectives import (
@@ -30,6 +33,14 @@ from algorithms.common.prm.objectives import (
     pair_accuracy,
 )
 from algorithms.common.prm.options import ImproveOptions
+from algorithms.common.prm.responses import (
+    PAIRED,
+    Contest,
+    ask_reference,
+    hold_contests,
+    in_passes,
+    log_probs_of,
+)
 
 
 @dataclass(frozen=True)
@@ -63,31 +74,18 @@ class ImproveStage(ImproveOptions):
         updater = Updater(lambda: parameters, learning_rate, MAX_GRAD_NORM)
         if self.objective == "imitation":
             states = [(episode, range(first, len(episode.turns))) for episode, first in successes]
+        compare = self._compare_commands
+        if self.objective in PAIRED and bandit.responder.writes_freely:
+            compare = self._compare_responses
         for update in range(self.n_updates):
             warm_up_and_decay(updater.optimizer, learning_rate, update, self.n_updates)
             batch = self._draw(states, order, rng)
-            parts, crew = shared_pieces(batch, micro_batch_size), ranks()
-            bandit.ask_reference_and_prm(
-                list(crew.mine(parts)), all_commands=self.objective == "closed_form", prm=self.objective != "imitation"
-            )
-            here = UpdateSums()
+            here = compare(bandit, batch, micro_batch_size, rng, stats).of_all_processes()
+            if here.loss:
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad /= len(here.loss)
             with bandit.lm.active(bandit.policy, train=True):
-                for i, part in enumerate(parts):
-                    if i % crew.size != crew.rank:
-                        pass_over(part, self.n_samples if self.objective in SAMPLED else 0, rng)
-                        continue
-                    losses = self._losses(bandit, part, rng, stats, here)
-                    if losses:
-                        stacked = torch.stack(losses)  # (n_states,)
-                        stacked.sum().backward()
-                        here.loss += stacked.tolist()
-                    for piece in part:
-                        piece.log_probs = ()  # and the graph behind them
-                here = here.of_all_processes()
-                if here.loss:
-                    for parameter in parameters:
-                        if parameter.grad is not None:
-                            parameter.grad /= len(here.loss)
                 if self.imitation_coef > 0 and successes and self.objective != "imitation":
                     drawn = [successes[int(i)] for i in rng.permutation(len(successes))[: self.batch_size]]
                     imitate(bandit.responder, drawn, self.imitation_coef, micro_batch_size)
@@ -115,15 +113,41 @@ class ImproveStage(ImproveOptions):
         # Pieces of a forward pass are of similar length, so that little of it is padding.
         return sorted(batch, key=lambda piece: piece.turns[-1])
 
+    # Commands ---------------------------------------------------------------------------------
+    def _compare_commands(
+        self,
+        bandit: Bandit,
+        batch: Sequence[Piece],
+        micro_batch_size: int,
+        rng: np.random.Generator,
+        stats: ImproveStats,
+    ) -> UpdateSums:
+        """Add the gradients of the objective about commands, summed over the states of a batch."""
+        here, parts, crew = UpdateSums(), shared_pieces(batch, micro_batch_size), ranks()
+        bandit.ask_reference_and_prm(
+            list(crew.mine(parts)), all_commands=self.objective == "closed_form", prm=self.objective != "imitation"
+        )
+        with bandit.lm.active(bandit.policy, train=True):
+            for i, part in enumerate(parts):
+                if i % crew.size != crew.rank:
+                    pass_over(part, self.n_samples if self.objective in SAMPLED else 0, rng)
+                    continue
+                _learn(self._losses(bandit, part, rng, stats, here), here)
+                for piece in part:
+                    piece.log_probs = ()  # and the graph behind them
+        return here
+
     def _losses(
         self, bandit: Bandit, part: Sequence[Piece], rng: np.random.Generator, stats: ImproveStats, here: UpdateSums
     ) -> list[torch.Tensor]:
         """The objective at each state of a forward pass, scalars; the policy is active."""
-        rows_of = episode_log_probs(bandit.responder, [x.episode for x in part], [x.turns for x in part])
-        for piece, rows in zip(part, rows_of, strict=True):
-            piece.log_probs = rows
+        scored = score_turns(bandit.responder, [x.episode for x in part], [x.turns for x in part])
+        for piece, scores in zip(part, scored, strict=True):
+            piece.log_probs = [score.commands for score in scores if score.commands is not None]
         if self.objective == "imitation":
-            losses = [loss for x in part for loss in imitation(x.episode, x.turns, x.log_probs)]
+            losses = [
+                loss for x, scores in zip(part, scored, strict=True) for loss in imitation(x.episode, x.turns, scores)
+            ]
         else:
             for piece in part:
                 piece.temper(self.temperature)
@@ -159,21 +183,82 @@ class ImproveStage(ImproveOptions):
         """The samples with their scores, where these differ by the margin."""
         choices = []
         for place, q in bandit.q_of_samples(part, places):
-            here.score.append(float(q.mean()))
-            scores = dict(zip(place.counts, q.tolist(), strict=True))
-            if bandit.evidence is not None:
-                scores = bandit.evidence.weigh(part[place.piece].episode, place.turn, scores)
-                if len(scores) < 2:
-                    stats.n_untried += 1
-                    continue
-            if self.score_scale == "logit":
-                scores = {option: logit(score) for option, score in scores.items()}
             piece = part[place.piece]
-            choice = Choice(piece.log_probs[place.row], piece.reference[place.row], place.counts, scores)
-            if choice.gap < self.margin:
-                stats.n_close += 1
-                continue
-            here.gap.append(choice.gap)
-            choices.append(choice)
-        stats.n_pairs += len(choices)
+            scores = dict(zip(place.counts, q.tolist(), strict=True))
+            commands = piece.episode.turns[place.turn].admissible_commands
+            scores = self._worth(bandit, piece.episode, place.turn, scores, commands, stats, here)
+            if scores:
+                row, reference = piece.log_probs[place.row], piece.reference[place.row]
+                choices.append(Choice(row, reference, place.counts, scores))
         return choices
+
+    def _worth(
+        self,
+        bandit: Bandit,
+        episode: Episode,
+        turn: int,
+        q: dict[int, float],
+        commands: Sequence[str],
+        stats: ImproveStats,
+        here: UpdateSums,
+    ) -> dict[int, float]:
+        """What options of a state are worth, by their indices, evidence weighed in; empty where they are not compared."""
+        here.score.append(float(np.mean(list(q.values()))))
+        scores = q if bandit.evidence is None else bandit.evidence.weigh(episode, turn, q, commands)
+        if len(scores) < 2:
+            stats.n_untried += 1
+            return {}
+        if self.score_scale == "logit":
+            scores = {option: logit(score) for option, score in scores.items()}
+        gap = max(scores.values()) - min(scores.values())
+        if gap < self.margin:
+            stats.n_close += 1
+            return {}
+        here.gap.append(gap)
+        stats.n_pairs += 1
+        return scores
+
+    # Whole responses --------------------------------------------------------------------------
+    def _compare_responses(
+        self,
+        bandit: Bandit,
+        batch: Sequence[Piece],
+        micro_batch_size: int,
+        rng: np.random.Generator,
+        stats: ImproveStats,
+    ) -> UpdateSums:
+        """The same for whole responses, which are written here."""
+        here, seed, contests = UpdateSums(), int(rng.integers(2**63)), list[Contest]()
+        for number, piece in enumerate(batch):
+            piece.seed = (seed, number)
+        for part in own_pieces(batch, micro_batch_size):
+            for contest in hold_contests(bandit, part, self.n_samples, self.temperature):
+                stats.n_states += 1
+                if not contest.q:
+                    stats.n_same += 1
+                    continue
+                q, episode = dict(enumerate(contest.q)), contest.piece.episode
+                contest.scores = self._worth(bandit, episode, contest.turn, q, contest.commands, stats, here)
+                if contest.scores:
+                    contests.append(contest)
+        ask_reference(bandit, contests, micro_batch_size, self.temperature)
+        with bandit.lm.active(bandit.policy, train=True):
+            for some in in_passes(contests, micro_batch_size):
+                _learn(self._losses_of_contests(bandit, some, here), here)
+        return here
+
+    def _losses_of_contests(self, bandit: Bandit, contests: Sequence[Contest], here: UpdateSums) -> list[torch.Tensor]:
+        """The objective of each contest of a forward pass, scalars; the policy is active."""
+        rows = list(log_probs_of(bandit.responder, contests, self.temperature))
+        here.kl += [contest.divergence(row) for contest, row in zip(contests, rows, strict=True)]
+        choices = [contest.choice(row) for contest, row in zip(contests, rows, strict=True)]
+        here.accuracy += pair_accuracy(choices)
+        return SAMPLED[self.objective](choices, self.beta)
+
+
+def _learn(losses: Sequence[torch.Tensor], here: UpdateSums) -> None:
+    """Add the gradients of a forward pass."""
+    if losses:
+        stacked = torch.stack(list(losses))  # (n_states,)
+        stacked.sum().backward()
+        here.loss += stacked.tolist()

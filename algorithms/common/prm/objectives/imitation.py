@@ -1,4 +1,4 @@
-"""Imitation: raise the log-probability of the commands of good episodes, ``L = -log pi(a|s)``."""
+"""Imitation: raise the log-probability of the responses of good episodes, ``L = -log pi(a|s)``, reasons included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from agentprm_gym.episodes import Episode
-from agentprm_gym.llm.scoring import Responder, episode_log_probs
+from agentprm_gym.llm.scoring import Responder, TurnScore, score_turns
 from algorithms.common.learning.batches import own_pieces
 
 
@@ -26,15 +26,20 @@ def played(episode: Episode, turn: int) -> int:
         ) from None
 
 
-def imitation(episode: Episode, turns: Sequence[int], log_probs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def imitation(episode: Episode, turns: Sequence[int], scores: Sequence[TurnScore]) -> list[torch.Tensor]:
     """The loss at each turn, scalars.
 
     Args:
         episode: the episode to imitate.
         turns: which of its turns.
-        log_probs: for each of these (n_commands,) log pi(a|s), with gradients.
+        scores: for each of these what the policy thinks of it, with gradients.
     """
-    return [-row[played(episode, t)] for t, row in zip(turns, log_probs, strict=True)]
+    losses = []
+    for t, score in zip(turns, scores, strict=True):
+        assert score.commands is not None
+        said = score.commands[played(episode, t)]
+        losses.append(-(said + score.free.sum() if len(score.free) else said))
+    return losses
 
 
 def imitate(
@@ -43,7 +48,7 @@ def imitate(
     coef: float,
     micro_batch_size: int,
 ) -> None:
-    """Add gradients of ``coef`` times the mean loss over the commands of some episodes; the policy is active.
+    """Add gradients of ``coef`` times the mean loss over the turns of some episodes; the policy is active.
 
     Args:
         responder: how the policy acts.
@@ -55,10 +60,10 @@ def imitate(
     n = sum(len(episode.turns) - first for episode, first in drawn)
     for part in own_pieces(drawn, micro_batch_size):
         turns = [range(first, len(episode.turns)) for episode, first in part]
-        log_probs = episode_log_probs(responder, [episode for episode, _ in part], turns)
-        picked = [
-            row[played(episode, t)]
-            for (episode, _), which, rows in zip(part, turns, log_probs, strict=True)
-            for t, row in zip(which, rows, strict=True)
+        scored = score_turns(responder, [episode for episode, _ in part], turns)
+        losses = [
+            loss
+            for (episode, _), which, scores in zip(part, turns, scored, strict=True)
+            for loss in imitation(episode, which, scores)
         ]
-        (-coef * torch.stack(picked).sum() / n).backward()
+        (coef * torch.stack(losses).sum() / n).backward()
