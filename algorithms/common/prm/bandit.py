@@ -16,6 +16,7 @@ from agentprm_gym.prm.model import ProcessRewardModel
 from algorithms.common.acting.ranks import ranks
 from algorithms.common.prm.evidence import Evidence
 from algorithms.common.prm.objectives.choice import Choice, kl_to_reference
+from algorithms.common.prm.options import ImproveOptions
 
 #: Name of the adapter with the previous policy, the anchor of an improvement.
 REFERENCE = "reference"
@@ -139,6 +140,42 @@ class Bandit:
             for members, scores in zip(by_piece.values(), self.prm.score(items), strict=True):
                 yield from zip(members, scores, strict=True)
 
+    def worth(
+        self,
+        options: ImproveOptions,
+        episode: Episode,
+        turn: int,
+        q: Mapping[int, float],
+        commands: Sequence[str],
+        stats: ImproveStats,
+        here: UpdateSums,
+    ) -> dict[int, float]:
+        """What was drawn at a state is worth, evidence weighed in; empty where nothing is to be learnt from it.
+
+        Args:
+            options: of the improvement.
+            episode: the episode.
+            turn: index of the state in it.
+            q: the PRM's scores in (0, 1), by the indices of what was drawn.
+            commands: the command of each index.
+            stats: what happened is counted there,
+            here: and there, for this update.
+        """
+        here.score.append(float(np.mean(list(q.values()))))
+        scores = dict(q) if self.evidence is None else self.evidence.weigh(episode, turn, q, commands)
+        if len(scores) < 2:
+            stats.n_untried += 1
+            return {}
+        if options.score_scale == "logit":
+            scores = {option: logit(score) for option, score in scores.items()}
+        gap = max(scores.values()) - min(scores.values())
+        if gap < options.margin:
+            stats.n_close += 1
+            return {}
+        here.gap.append(gap)
+        stats.n_pairs += 1
+        return scores
+
 
 def logit(q: float) -> float:
     """The logit of a score in [0, 1], which is kept 1e-6 away from both ends."""
@@ -199,6 +236,13 @@ class UpdateSums:
     kl: list[float] = field(default_factory=list)
     gap: list[float] = field(default_factory=list)
     score: list[float] = field(default_factory=list)
+
+    def learn(self, losses: Sequence[torch.Tensor]) -> None:
+        """Add the gradients of a forward pass with these losses, scalars."""
+        if losses:
+            stacked = torch.stack(list(losses))  # (n_states,)
+            stacked.sum().backward()
+            self.loss += stacked.tolist()
 
     def of_all_processes(self) -> UpdateSums:
         """What all processes that train together found in this update."""

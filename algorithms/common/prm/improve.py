@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,26 +22,12 @@ import torch
 from agentprm_gym.episodes import Episode
 from agentprm_gym.llm.scoring import sample_commands, score_turns
 from algorithms.common.acting.ranks import ranks
-from algorithms.common.learning.batches import own_pieces, shared_pieces
+from algorithms.common.learning.batches import shared_pieces
 from algorithms.common.learning.optim import MAX_GRAD_NORM, Updater, warm_up_and_decay
-from algorithms.common.prm.bandit import Bandit, ImproveStats, Piece, Place, UpdateSums, logit, pass_over
-from algorithms.common.prm.objectives import (
-    SAMPLED,
-    Choice,
-    closed_form_losses,
-    imitate,
-    imitation,
-    pair_accuracy,
-)
+from algorithms.common.prm.bandit import Bandit, ImproveStats, Piece, Place, UpdateSums, pass_over
+from algorithms.common.prm.objectives import SAMPLED, Choice, closed_form_losses, imitate, imitation, pair_accuracy
 from algorithms.common.prm.options import ImproveOptions
-from algorithms.common.prm.responses import (
-    PAIRED,
-    Contest,
-    ask_reference,
-    hold_contests,
-    in_passes,
-    log_probs_of,
-)
+from algorithms.common.prm.responses import PAIRED, compare_responses
 
 
 @dataclass(frozen=True)
@@ -74,9 +61,8 @@ class ImproveStage(ImproveOptions):
         updater = Updater(lambda: parameters, learning_rate, MAX_GRAD_NORM)
         if self.objective == "imitation":
             states = [(episode, range(first, len(episode.turns))) for episode, first in successes]
-        compare = self._compare_commands
-        if self.objective in PAIRED and bandit.responder.writes_freely:
-            compare = self._compare_responses
+        whole = self.objective in PAIRED and bandit.responder.writes_freely
+        compare = partial(compare_responses, self) if whole else self._compare_commands
         for update in range(self.n_updates):
             warm_up_and_decay(updater.optimizer, learning_rate, update, self.n_updates)
             batch = self._draw(states, order, rng)
@@ -113,7 +99,6 @@ class ImproveStage(ImproveOptions):
         # Pieces of a forward pass are of similar length, so that little of it is padding.
         return sorted(batch, key=lambda piece: piece.turns[-1])
 
-    # Commands ---------------------------------------------------------------------------------
     def _compare_commands(
         self,
         bandit: Bandit,
@@ -132,7 +117,7 @@ class ImproveStage(ImproveOptions):
                 if i % crew.size != crew.rank:
                     pass_over(part, self.n_samples if self.objective in SAMPLED else 0, rng)
                     continue
-                _learn(self._losses(bandit, part, rng, stats, here), here)
+                here.learn(self._losses(bandit, part, rng, stats, here))
                 for piece in part:
                     piece.log_probs = ()  # and the graph behind them
         return here
@@ -156,7 +141,7 @@ class ImproveStage(ImproveOptions):
             else:
                 choices = self._scored(bandit, part, self._sample(part, rng, stats), stats, here)
                 losses = SAMPLED[self.objective](choices, self.beta) if choices else []
-                if choices and self.objective in ("online_dpo", "online_ipo"):
+                if choices and self.objective in PAIRED:
                     here.accuracy += pair_accuracy(choices)
         here.kl += [kl for piece in part for kl in piece.divergences()]
         return losses
@@ -186,79 +171,8 @@ class ImproveStage(ImproveOptions):
             piece = part[place.piece]
             scores = dict(zip(place.counts, q.tolist(), strict=True))
             commands = piece.episode.turns[place.turn].admissible_commands
-            scores = self._worth(bandit, piece.episode, place.turn, scores, commands, stats, here)
+            scores = bandit.worth(self, piece.episode, place.turn, scores, commands, stats, here)
             if scores:
                 row, reference = piece.log_probs[place.row], piece.reference[place.row]
                 choices.append(Choice(row, reference, place.counts, scores))
         return choices
-
-    def _worth(
-        self,
-        bandit: Bandit,
-        episode: Episode,
-        turn: int,
-        q: dict[int, float],
-        commands: Sequence[str],
-        stats: ImproveStats,
-        here: UpdateSums,
-    ) -> dict[int, float]:
-        """What options of a state are worth, by their indices, evidence weighed in; empty where they are not compared."""
-        here.score.append(float(np.mean(list(q.values()))))
-        scores = q if bandit.evidence is None else bandit.evidence.weigh(episode, turn, q, commands)
-        if len(scores) < 2:
-            stats.n_untried += 1
-            return {}
-        if self.score_scale == "logit":
-            scores = {option: logit(score) for option, score in scores.items()}
-        gap = max(scores.values()) - min(scores.values())
-        if gap < self.margin:
-            stats.n_close += 1
-            return {}
-        here.gap.append(gap)
-        stats.n_pairs += 1
-        return scores
-
-    # Whole responses --------------------------------------------------------------------------
-    def _compare_responses(
-        self,
-        bandit: Bandit,
-        batch: Sequence[Piece],
-        micro_batch_size: int,
-        rng: np.random.Generator,
-        stats: ImproveStats,
-    ) -> UpdateSums:
-        """The same for whole responses, which are written here."""
-        here, seed, contests = UpdateSums(), int(rng.integers(2**63)), list[Contest]()
-        for number, piece in enumerate(batch):
-            piece.seed = (seed, number)
-        for part in own_pieces(batch, micro_batch_size):
-            for contest in hold_contests(bandit, part, self.n_samples, self.temperature):
-                stats.n_states += 1
-                if not contest.q:
-                    stats.n_same += 1
-                    continue
-                q, episode = dict(enumerate(contest.q)), contest.piece.episode
-                contest.scores = self._worth(bandit, episode, contest.turn, q, contest.commands, stats, here)
-                if contest.scores:
-                    contests.append(contest)
-        ask_reference(bandit, contests, micro_batch_size, self.temperature)
-        with bandit.lm.active(bandit.policy, train=True):
-            for some in in_passes(contests, micro_batch_size):
-                _learn(self._losses_of_contests(bandit, some, here), here)
-        return here
-
-    def _losses_of_contests(self, bandit: Bandit, contests: Sequence[Contest], here: UpdateSums) -> list[torch.Tensor]:
-        """The objective of each contest of a forward pass, scalars; the policy is active."""
-        rows = list(log_probs_of(bandit.responder, contests, self.temperature))
-        here.kl += [contest.divergence(row) for contest, row in zip(contests, rows, strict=True)]
-        choices = [contest.choice(row) for contest, row in zip(contests, rows, strict=True)]
-        here.accuracy += pair_accuracy(choices)
-        return SAMPLED[self.objective](choices, self.beta)
-
-
-def _learn(losses: Sequence[torch.Tensor], here: UpdateSums) -> None:
-    """Add the gradients of a forward pass."""
-    if losses:
-        stacked = torch.stack(list(losses))  # (n_states,)
-        stacked.sum().backward()
-        here.loss += stacked.tolist()

@@ -34,7 +34,7 @@ class ImproveOptions:
         n_updates: optimizer updates an iteration.
         batch_size: episodes an update draws its states from.
         turns_per_episode: states drawn from each.
-        n_samples: commands sampled a state, 2 or more.
+        n_samples: commands sampled a state, 2 or more; of a policy that gives reasons, responses that it writes there.
         temperature: of sampling, above 0; the objective is about the policy as it is sampled, ``softmax(log pi / T)``.
         beta: strength of the pull to the previous policy, above 0.
         margin: smallest gap between the best and the worst score of a state that is learnt from; 0 takes every pair.

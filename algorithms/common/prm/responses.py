@@ -18,9 +18,10 @@ from agentprm_gym.llm.scoring import Responder, score_turns
 from algorithms.common.acting.actors import PolicyActor
 from algorithms.common.acting.requests import Request
 from algorithms.common.acting.search import PRMRows
-from algorithms.common.learning.batches import pieces
-from algorithms.common.prm.bandit import Bandit, Piece
-from algorithms.common.prm.objectives import Choice
+from algorithms.common.learning.batches import own_pieces, pieces
+from algorithms.common.prm.bandit import Bandit, ImproveStats, Piece, UpdateSums
+from algorithms.common.prm.objectives import SAMPLED, Choice, pair_accuracy
+from algorithms.common.prm.options import ImproveOptions
 
 #: Objectives that compare two responses. The others are about a distribution over the admissible commands.
 PAIRED = ("online_dpo", "online_ipo")
@@ -79,6 +80,48 @@ class Contest:
         assert self.reference is not None
         k = self.read.index(self.first)
         return float(log_probs[k].detach() - self.reference[k])
+
+
+def compare_responses(
+    options: ImproveOptions,
+    bandit: Bandit,
+    batch: Sequence[Piece],
+    micro_batch_size: int,
+    rng: np.random.Generator,
+    stats: ImproveStats,
+) -> UpdateSums:
+    """Add the gradients of the objective about whole responses, summed over the states of a batch.
+
+    Args:
+        options: of the improvement; the objective is one of :data:`PAIRED`.
+        bandit: the policy, its reference, and what scores responses.
+        batch: the states.
+        micro_batch_size: episodes a forward pass.
+        rng: random stream.
+        stats: what happened is counted there.
+    """
+    here, seed, contests = UpdateSums(), int(rng.integers(2**63)), list[Contest]()
+    for number, piece in enumerate(batch):
+        piece.seed = (seed, number)
+    for part in own_pieces(batch, micro_batch_size):
+        for contest in hold_contests(bandit, part, options.n_samples, options.temperature):
+            stats.n_states += 1
+            if not contest.q:
+                stats.n_same += 1
+                continue
+            q, episode = dict(enumerate(contest.q)), contest.piece.episode
+            contest.scores = bandit.worth(options, episode, contest.turn, q, contest.commands, stats, here)
+            if contest.scores:
+                contests.append(contest)
+    ask_reference(bandit, contests, micro_batch_size, options.temperature)
+    with bandit.lm.active(bandit.policy, train=True):
+        for some in in_passes(contests, micro_batch_size):
+            rows = list(log_probs_of(bandit.responder, some, options.temperature))
+            choices = [contest.choice(row) for contest, row in zip(some, rows, strict=True)]
+            here.kl += [contest.divergence(row) for contest, row in zip(some, rows, strict=True)]
+            here.accuracy += pair_accuracy(choices)
+            here.learn(SAMPLED[options.objective](choices, options.beta))
+    return here
 
 
 @torch.no_grad()
