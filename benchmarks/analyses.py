@@ -308,7 +308,12 @@ def draw(analysis: Analysis, rows: Sequence[Row], figures: Mapping[str, float], 
             panel.set_xticks(numbers, [f"{x:g}" for x in numbers])
         panel.set_xlabel(analysis.x)
         panel.set_ylabel("%")
-        panel.legend(fontsize="small")
+        low, high = panel.get_ylim()
+        panel.set_ylim(max(low, -2), min(high, 102))  # intervals may go beyond what there is
+        if len(series) > 6:
+            chart.legend(*panel.get_legend_handles_labels(), fontsize="small", loc="outside lower center", ncols=2)
+        else:
+            panel.legend(fontsize="small")
     for panel, what in zip(left, words, strict=True):
         for i, one in enumerate(series):
             if name_of(one, what) in figures:
