@@ -108,6 +108,17 @@ def test_how_many_episodes_a_forward_pass_takes_changes_nothing(lm: LanguageMode
             assert a == pytest.approx(b, abs=1e-4)
 
 
+def test_a_small_cache_changes_nothing(lm: LanguageModel) -> None:
+    bandit, episodes = bandit_of(lm), with_reasons(make_episodes(3))
+    part = [Piece(e, [0, len(e.turns) - 1], seed=(3, i)) for i, e in enumerate(episodes)]
+    free = hold_contests(bandit, part, 4, 1.0)
+    bandit.cache_tokens = 1500
+    held = hold_contests(bandit, part, 4, 1.0)
+    assert [[t.response for t in c.written] for c in held] == [[t.response for t in c.written] for c in free]
+    for a, b in zip(held, free, strict=True):
+        assert a.q == pytest.approx(b.q, abs=1e-4)
+
+
 def test_reasons_are_learnt_from_what_the_prm_says_of_them() -> None:
     """One state with one command, so that nothing but the reason differs."""
     template = Path(analyses_parts.__file__).parent / "templates" / "terse.jinja"

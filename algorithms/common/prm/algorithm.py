@@ -139,7 +139,7 @@ class PRMAlgorithm(LLMAlgorithm, Generic[Gathered]):
         """
         self.lm.copy_adapter(POLICY, REFERENCE)
         stats = self.improve(
-            Bandit(self.lm, POLICY, REFERENCE, self.policy.responder, self.prm, evidence),
+            Bandit(self.lm, POLICY, REFERENCE, self.policy.responder, self.prm, evidence, self.policy.cache_tokens),
             states,
             successes,
             learning_rate=float(self.learning_rate),

@@ -83,6 +83,7 @@ class Bandit:
         responder: how the policy acts.
         prm: scores commands.
         evidence: Monte-Carlo visits to weigh in; ``None`` leaves the ranking to the PRM, as in the paper.
+        cache_tokens: tokens that each cache may hold where responses are written and judged; ``None``: no limit.
     """
 
     lm: LanguageModel
@@ -91,6 +92,7 @@ class Bandit:
     responder: Responder
     prm: ProcessRewardModel
     evidence: Evidence | None = None
+    cache_tokens: int | None = None
 
     @torch.no_grad()
     def ask_reference_and_prm(self, parts: Sequence[Sequence[Piece]], *, prm: bool, all_commands: bool) -> None:

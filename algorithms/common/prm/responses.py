@@ -148,7 +148,9 @@ def hold_contests(bandit: Bandit, part: Sequence[Piece], n: int, temperature: fl
         )
         for row, (piece, t) in enumerate(states)
     ]
-    actor = PolicyActor(bandit.responder, bandit.policy, len(requests), temperature=temperature)
+    actor = PolicyActor(
+        bandit.responder, bandit.policy, len(requests), temperature=temperature, cache_tokens=bandit.cache_tokens
+    )
     for request, (piece, t) in zip(requests, states, strict=True):
         actor.start(request.row, request.task, piece.episode.turns[:t])
     with bandit.lm.merged(bandit.policy):
@@ -164,7 +166,7 @@ def hold_contests(bandit: Bandit, part: Sequence[Piece], n: int, temperature: fl
 def _judge(bandit: Bandit, asked: Sequence[tuple[Request, Contest]]) -> None:
     if not asked:
         return
-    rows, prm = PRMRows(bandit.prm, len(asked)), bandit.prm
+    rows, prm = PRMRows(bandit.prm, len(asked), bandit.cache_tokens), bandit.prm
     for request, contest in asked:
         rows.start(request.row, request.task, contest.piece.episode.turns[: contest.turn])
     requests = [request for request, _ in asked]
