@@ -14,6 +14,7 @@ from agentprm_gym.llm.model import LanguageModel
 from agentprm_gym.llm.scoring import Responder, score_turns
 from agentprm_gym.prm.model import FORMS, ProcessRewardModel
 from algorithms.agent_prm.targets import QTable
+from algorithms.common.acting.actors import PolicyActor, Request
 from algorithms.common.prm.bandit import Bandit, Piece
 from algorithms.common.prm.evidence import Evidence
 from algorithms.common.prm.improve import ImproveStage
@@ -57,6 +58,14 @@ def test_responses_are_judged_and_weighed_as_where_they_are_fitted_and_played(
     ]
     open_ones = [c for c in contests if c.q]
     assert len(open_ones) > 3
+    for contest in contests:  # the first is what was drawn first
+        e, t = contest.piece.episode, contest.turn
+        actor = PolicyActor(bandit.responder, "policy", 1, temperature=temperature)
+        actor.start(0, e.task, e.turns[:t])
+        rng = np.random.default_rng([*contest.piece.seed, t])
+        request = Request(0, e.task, e.turns[t].feedback, e.turns[t].admissible_commands, rng)
+        ((first, *_),) = actor.sample([request], 4)
+        assert contest.written[0].response == first.response
     for contest in open_ones:
         assert len(contest.written) == len(contest.q) > 1 and any(turn.reason for turn in contest.written)
         contest.scores = dict(enumerate(contest.q))

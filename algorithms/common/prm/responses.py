@@ -34,8 +34,8 @@ class Contest:
     Attributes:
         piece: its episode in the batch.
         turn: index of the turn in the episode.
-        written: the different responses, each as a turn in the place of the logged one.
-        first: index of the one that was written first, a draw from the policy.
+        written: the different responses in the order in which they were first drawn, each as a turn in the place of the logged
+            one. So the first of them is a draw from the policy.
         q: what the PRM says of each, in (0, 1).
         scores: what those that are compared are worth, by their indices.
         reference: (n_read,) log-probabilities under the previous policy, in nats; see :meth:`read`.
@@ -44,7 +44,6 @@ class Contest:
     piece: Piece
     turn: int
     written: list[Turn]
-    first: int = 0
     q: list[float] = field(default_factory=list)
     scores: dict[int, float] = field(default_factory=dict)
     reference: torch.Tensor | None = None
@@ -58,7 +57,7 @@ class Contest:
     def read(self) -> list[int]:
         """The responses whose log-probabilities are needed: the best, the worst, and the one that was written first."""
         best, worst = (choose(self.scores, key=self.scores.__getitem__) for choose in (max, min))
-        return list(dict.fromkeys((best, worst, self.first)))
+        return list(dict.fromkeys((best, worst, 0)))
 
     def episodes(self) -> list[Episode]:
         """The episode up to the state, with each response of :attr:`read` at its end."""
@@ -78,7 +77,7 @@ class Contest:
     def divergence(self, log_probs: torch.Tensor) -> float:
         """KL(policy || reference) in nats, estimated from one response: without bias, and noisy."""
         assert self.reference is not None
-        k = self.read.index(self.first)
+        k = self.read.index(0)
         return float(log_probs[k].detach() - self.reference[k])
 
 
@@ -157,8 +156,10 @@ def hold_contests(bandit: Bandit, part: Sequence[Piece], n: int, temperature: fl
         drawn = actor.sample(requests, n)
     contests = []
     for request, (piece, t), answers in zip(requests, states, drawn, strict=True):
-        different = {(a.command, a.response): a.turn(request) for a in reversed(answers)}
-        contests.append(Contest(piece, t, list(different.values())[::-1]))
+        different: dict[tuple[str, str], Turn] = {}
+        for answer in answers:
+            different.setdefault((answer.command, answer.response), answer.turn(request))
+        contests.append(Contest(piece, t, list(different.values())))
     _judge(bandit, [(r, c) for r, c in zip(requests, contests, strict=True) if len(c.written) > 1])
     return contests
 
