@@ -168,7 +168,8 @@ def test_the_first_update_needs_no_pass_for_the_policy_that_acted(model: Any) ->
     expected = gradients(model, samples, 3)
     for sample in samples:
         sample.old = []
-    torch.testing.assert_close(gradients(model, samples, 3), expected, atol=2e-5, rtol=1e-3)
+    # Gradients are up to 2.3 here, and passes with and without them round by 5e-6 of that on some processors.
+    torch.testing.assert_close(gradients(model, samples, 3), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

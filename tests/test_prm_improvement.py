@@ -19,6 +19,7 @@ from algorithms.common.prm.evidence import Evidence
 from algorithms.common.prm.improve import ImproveStage
 from algorithms.common.prm.objectives.online_dpo import dpo_loss, ipo_loss
 from tests.llm_helpers import make_episodes, randomise, save_random_model
+from tests.prm_helpers import passes_of_any_size, random_prm
 
 
 @pytest.fixture
@@ -222,11 +223,7 @@ def test_the_divergence_from_the_reference_starts_at_zero_and_can_end_training(l
 
 
 def test_a_command_is_judged_alike_alone_and_among_others(lm: LanguageModel) -> None:
-    prm = ProcessRewardModel(lm)
-    randomise(lm, prm.adapter)
-    with torch.no_grad():
-        prm.head.weight.normal_(generator=torch.Generator().manual_seed(0))
-    episodes = make_episodes(4)
+    prm, episodes = random_prm(lm, "scalar"), make_episodes(4)
     items = [
         (e.task, e.turns, [(t, list(turn.admissible_commands)) for t, turn in enumerate(e.turns)]) for e in episodes
     ]
@@ -244,31 +241,11 @@ def test_a_command_is_judged_alike_alone_and_among_others(lm: LanguageModel) -> 
 def test_how_many_episodes_a_forward_pass_takes_changes_nothing(
     lm: LanguageModel, how: dict[str, str], form: str
 ) -> None:
-    prm = ProcessRewardModel(lm, form=form)
-    randomise(lm, prm.adapter)
-    with torch.no_grad():
-        prm.head.weight.normal_(generator=torch.Generator().manual_seed(0))
-    episodes = make_episodes(6)
+    prm, episodes = random_prm(lm, form), make_episodes(6)
     settings = {"n_updates": 2, "batch_size": 6, "turns_per_episode": 3, "margin": 0.0, "imitation_coef": 0.5}
-    after, series = [], []
-    for size in (1, 4, 6):
-        lm.copy_adapter("reference", "policy")
-        stats = ImproveStage(
-            **{**settings, **how}
-        )(  # type: ignore[arg-type]
-            Bandit(lm, "policy", "reference", Responder(lm), prm),
-            [(e, range(len(e.turns))) for e in episodes],
-            [(e, 0) for e in episodes[:3]],
-            learning_rate=1e-3,
-            micro_batch_size=size,
-            rng=np.random.default_rng(0),
-        )
-        after.append(torch.cat([p.detach().flatten() for p in lm.adapter_parameters("policy")]))
-        series.append((stats.n_pairs, stats.losses, stats.kl, stats.scores, stats.gaps))
-    before = torch.cat([p.detach().flatten() for p in lm.adapter_parameters("reference")])
-    assert stats.n_pairs > 0 and not torch.equal(before, after[0])
-    for other, numbers in zip(after[1:], series[1:], strict=True):
-        torch.testing.assert_close(other, after[0], atol=1e-4, rtol=0)
-        assert numbers[0] == series[0][0]
-        for a, b in zip(numbers[1:], series[0][1:], strict=True):
-            assert a == pytest.approx(b, abs=1e-4)
+    passes_of_any_size(
+        ImproveStage(**{**settings, **how}),  # type: ignore[arg-type]
+        Bandit(lm, "policy", "reference", Responder(lm), prm),
+        episodes,
+        least=1,
+    )

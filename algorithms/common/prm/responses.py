@@ -20,7 +20,7 @@ from algorithms.common.acting.requests import Request
 from algorithms.common.acting.search import PRMRows
 from algorithms.common.learning.batches import own_pieces, pieces
 from algorithms.common.prm.bandit import Bandit, ImproveStats, Piece, UpdateSums
-from algorithms.common.prm.objectives import SAMPLED, Choice, pair_accuracy
+from algorithms.common.prm.objectives import SAMPLED, Choice, Scored, pair_accuracy
 from algorithms.common.prm.options import ImproveOptions
 
 #: Objectives that compare two responses. The others are about a distribution over the admissible commands.
@@ -28,7 +28,7 @@ PAIRED = ("online_dpo", "online_ipo")
 
 
 @dataclass(slots=True)
-class Contest:
+class Contest(Scored):
     """A state, and responses that the current policy wrote there.
 
     Attributes:
@@ -38,7 +38,7 @@ class Contest:
             one. So the first of them is a draw from the policy.
         q: what the PRM says of each, in (0, 1).
         scores: what those that are compared are worth, by their indices.
-        reference: (n_read,) log-probabilities under the previous policy, in nats; see :meth:`read`.
+        reference: (n_read,) log-probabilities under the previous policy, in nats; see :attr:`read`.
     """
 
     piece: Piece
@@ -56,8 +56,7 @@ class Contest:
     @property
     def read(self) -> list[int]:
         """The responses whose log-probabilities are needed: the best, the worst, and the one that was written first."""
-        best, worst = (choose(self.scores, key=self.scores.__getitem__) for choose in (max, min))
-        return list(dict.fromkeys((best, worst, 0)))
+        return list(dict.fromkeys((self.best, self.worst, 0)))
 
     def episodes(self) -> list[Episode]:
         """The episode up to the state, with each response of :attr:`read` at its end."""

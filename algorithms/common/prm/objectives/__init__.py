@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from algorithms.common.prm.objectives.awr import awr
-from algorithms.common.prm.objectives.choice import Choice
+from algorithms.common.prm.objectives.choice import Choice, Scored
 from algorithms.common.prm.objectives.closed_form import closed_form_losses
 from algorithms.common.prm.objectives.imitation import imitate, imitation
 from algorithms.common.prm.objectives.online_dpo import dpo, ipo, pair_accuracy
@@ -23,4 +23,4 @@ SAMPLED: dict[str, Callable[[Sequence[Choice], float], list[torch.Tensor]]] = {
 #: All objectives by name.
 OBJECTIVES = (*SAMPLED, "closed_form", "imitation")
 
-__all__ = ["OBJECTIVES", "SAMPLED", "Choice", "closed_form_losses", "imitate", "imitation", "pair_accuracy"]
+__all__ = ["OBJECTIVES", "SAMPLED", "Choice", "Scored", "closed_form_losses", "imitate", "imitation", "pair_accuracy"]

@@ -8,8 +8,25 @@ from dataclasses import dataclass, field
 import torch
 
 
+class Scored:
+    """Options that have scores, by their indices."""
+
+    __slots__ = ()
+    scores: Mapping[int, float]
+
+    @property
+    def best(self) -> int:
+        """Index of the option with the highest score, the first of equals."""
+        return max(self.scores, key=self.scores.__getitem__)
+
+    @property
+    def worst(self) -> int:
+        """Index of the option with the lowest score, the first of equals."""
+        return min(self.scores, key=self.scores.__getitem__)
+
+
 @dataclass(slots=True)
-class Choice:
+class Choice(Scored):
     """A state, the policy's and the reference's distribution over its commands, and scores of some commands.
 
     Attributes:
@@ -23,21 +40,6 @@ class Choice:
     reference: torch.Tensor
     counts: Mapping[int, int] = field(default_factory=dict)
     scores: Mapping[int, float] = field(default_factory=dict)
-
-    @property
-    def best(self) -> int:
-        """Index of the command with the highest score, the first of equals."""
-        return max(self.scores, key=self.scores.__getitem__)
-
-    @property
-    def worst(self) -> int:
-        """Index of the command with the lowest score, the first of equals."""
-        return min(self.scores, key=self.scores.__getitem__)
-
-    @property
-    def gap(self) -> float:
-        """How much the best score is above the worst."""
-        return self.scores[self.best] - self.scores[self.worst]
 
 
 def kl_to_reference(choice: Choice) -> torch.Tensor:

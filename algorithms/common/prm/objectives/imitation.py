@@ -37,8 +37,7 @@ def imitation(episode: Episode, turns: Sequence[int], scores: Sequence[TurnScore
     losses = []
     for t, score in zip(turns, scores, strict=True):
         assert score.commands is not None
-        said = score.commands[played(episode, t)]
-        losses.append(-(said + score.free.sum() if len(score.free) else said))
+        losses.append(-(score.free.sum() + score.commands[played(episode, t)]))
     return losses
 
 
